@@ -1,0 +1,21 @@
+"""PostgreSQL: connections, error translation, named SQL, migrations."""
+
+from lyttle_ops.db.connection import Database
+from lyttle_ops.db.errors import (
+    DatabaseBusy,
+    DatabaseError,
+    DatabaseMisconfigured,
+    DatabaseUnavailable,
+    UniqueConflict,
+)
+from lyttle_ops.db.queries import load_queries
+
+__all__ = [
+    "Database",
+    "DatabaseBusy",
+    "DatabaseError",
+    "DatabaseMisconfigured",
+    "DatabaseUnavailable",
+    "UniqueConflict",
+    "load_queries",
+]

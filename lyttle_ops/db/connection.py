@@ -1,0 +1,130 @@
+"""Connections: a small pool for statements, and dedicated ones for sessions that hold something.
+
+Every connection is in autocommit mode, returns rows as dicts, and carries time-outs on both sides: the
+client's TCP user time-out and keepalives, the server's idle-in-transaction time-out, so that a frozen node
+never keeps a row lock for longer than that.
+"""
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import psycopg_pool
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow, dict_row
+
+from lyttle_ops.db.errors import DatabaseMisconfigured, translated
+
+Connection = psycopg.Connection[DictRow]
+
+CONNECT_TIMEOUT = 5  # seconds
+_NETWORK = {
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+# Sent with the start-up packet, so that they cost no statement (PostgreSQL manual, 55.2.1).
+_SERVER = "-c idle_in_transaction_session_timeout=5s -c statement_timeout=30s -c timezone=UTC"
+
+
+def is_open(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the session is still there, without a statement: looks for EOF on the socket."""
+    pgconn = connection.pgconn
+    if pgconn.status != pq.ConnStatus.OK:
+        return False
+    poll = select.poll()
+    poll.register(pgconn.socket, select.POLLIN)
+    if not poll.poll(0):
+        return True
+    try:
+        pgconn.consume_input()
+        # Something came that nobody asked for: a notification or parameter is fine, a FATAL is not.
+        return pgconn.status == pq.ConnStatus.OK and not poll.poll(0)
+    except psycopg.Error:
+        return False
+
+
+class Database:
+    """One PostgreSQL database as one process sees it.
+
+    `url` is a libpq URL or key/value string; it never appears in an error. `name` goes into
+    `application_name`, where pg_stat_activity shows who holds what. `size` is the most pooled connections
+    (0: none, only dedicated ones).
+    Raises DatabaseMisconfigured when the URL cannot be parsed.
+    """
+
+    def __init__(self, url: str, name: str, size: int = 4) -> None:
+        try:
+            parameters = conninfo_to_dict(url)
+        except psycopg.ProgrammingError:
+            # libpq's own message quotes the string, password included.
+            raise DatabaseMisconfigured(
+                "the database URL cannot be parsed; accepted: postgresql://user:password@host:5432/name"
+            ) from None
+        self.name = name
+        password = parameters.get("password")
+        self._secrets = (str(password),) if password else ()
+        self._parameters: dict[str, Any] = {**_NETWORK, **parameters, "application_name": name}
+        self._parameters.setdefault("options", _SERVER)
+        self._pool: psycopg_pool.ConnectionPool[Connection] | None = None
+        if size:
+            self._pool = psycopg_pool.ConnectionPool(
+                kwargs={**self._parameters, "autocommit": True, "row_factory": dict_row},
+                min_size=0,
+                max_size=size,
+                timeout=CONNECT_TIMEOUT,
+                max_idle=120,
+                check=_check,
+                open=True,
+                name=name,
+            )
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people: host:port/name, without the user's password."""
+        p = self._parameters
+        return f"{p.get('host', 'localhost')}:{p.get('port', 5432)}/{p.get('dbname', '')}"
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A pooled connection in autocommit mode. Raises the errors of lyttle_ops.db.errors."""
+        if self._pool is None:
+            raise RuntimeError("this Database has no pool")
+        with translated(self._secrets), self._pool.connection() as connection:
+            yield connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A pooled connection inside one transaction, committed at the end, rolled back on an error."""
+        with self.connection() as connection, connection.transaction():
+            yield connection
+
+    def connect(self, name: str | None = None, **parameters: Any) -> Connection:
+        """A dedicated connection that the caller closes; for locks, LISTEN and migrations."""
+        merged = {**self._parameters, **parameters}
+        if name:
+            merged["application_name"] = name
+        with translated(self._secrets):
+            return psycopg.Connection[DictRow].connect(**merged, autocommit=True, row_factory=dict_row)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Translate driver errors raised by work on a connection of `connect`."""
+        with translated(self._secrets):
+            yield
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+
+def _check(connection: psycopg.Connection[Any]) -> None:
+    # The pool's own check is a statement on every checkout; a look at the socket finds the same.
+    if not is_open(connection):
+        raise psycopg.OperationalError("the server ended the session")

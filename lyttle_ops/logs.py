@@ -1,0 +1,73 @@
+"""One log format for the three processes: readable and coloured on a terminal, JSON lines otherwise.
+
+A record's time is UTC. Nothing that is a secret is ever passed to a logger.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+_COLOURS = {
+    "DEBUG": "\033[2m",
+    "INFO": "\033[32m",
+    "WARNING": "\033[33m",
+    "ERROR": "\033[31m",
+    "CRITICAL": "\033[1;31m",
+}
+_RESET = "\033[0m"
+
+
+class JSONFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": getattr(record, "source", self._process),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    def __init__(self, process: str, colour: bool) -> None:
+        super().__init__()
+        self._process = process
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname:<8}"
+        if self._colour:
+            level = f"{_COLOURS.get(record.levelname, '')}{level}{_RESET}"
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
+        line = f"{time} {level} {getattr(record, 'source', self._process):<5} {record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def set_up(process: str, style: str = "auto", level: str = "INFO") -> None:
+    """Send all logging of this process to standard output.
+
+    `process` is node, api or nginx; `style` is auto, text or json (auto: text on a terminal, else json).
+    A record may carry `source` (via `extra`) to speak for another process, as the supervisor does for NGINX.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    terminal = sys.stdout.isatty()
+    if style == "text" or (style == "auto" and terminal):
+        handler.setFormatter(TextFormatter(process, colour=terminal))
+    else:
+        handler.setFormatter(JSONFormatter(process))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Their INFO is the machinery's, not the operator's.
+    for noisy in ("apscheduler", "alembic", "psycopg.pool", "acme", "urllib3", "requests"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
