@@ -23,7 +23,9 @@ class SystemClock:
     """The machine's own clocks."""
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        # BOOTTIME also counts while a machine is suspended (clock_gettime(2)); MONOTONIC would let a
+        # resumed leader trust a lock that is long gone.
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def now(self) -> datetime:
         return datetime.now(UTC)

@@ -1,0 +1,1 @@
+"""Coordination through PostgreSQL alone: locks, leadership, members, events."""
