@@ -1,0 +1,78 @@
+"""The command line: the only place that prints, and where errors become exit codes.
+
+0: done · 1: it could not be done, and one sentence on standard error says why · 2: wrong usage · 130: Ctrl-C.
+A command's module is imported when that command runs, so that `lyttle-ops local status` loads no web framework.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from lyttle_ops import __version__
+from lyttle_ops.errors import LyttleOpsError
+
+# Command -> the module:attribute that holds it, and its line in --help.
+_COMMANDS = {
+    "local": ("lyttle_ops.cli.local:local", "A whole cluster on this machine: up, status, down, kill, start, logs."),
+    "migrate": ("lyttle_ops.cli.migrate:migrate", "Bring the database's schema to this version."),
+    "node": ("lyttle_ops.cli.node:node", "Run this machine's node: control plane, API and NGINX."),
+    "settings": ("lyttle_ops.cli.settings:settings", "Show every setting, its source and value; secrets masked."),
+    "user": ("lyttle_ops.cli.user:user", "Manage the API's users."),
+}
+
+
+class _Commands(click.Group):
+    """Loads a command when it is used; --help lists them all without loading any."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}:{attribute} is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in sorted(_COMMANDS.items())])
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lyttle-ops")
+def lyttle_ops() -> None:
+    """HTTPS on every node of a Docker Swarm, coordinated through PostgreSQL alone."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and give its exit code."""
+    try:
+        result: Any = lyttle_ops.main(
+            args=None if arguments is None else list(arguments), prog_name="lyttle-ops", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except LyttleOpsError as exc:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {exc}", err=True)
+        return 1
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> NoReturn:
+    sys.exit(run())
