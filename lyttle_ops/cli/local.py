@@ -68,7 +68,7 @@ def up(
         raise click.UsageError("--acme-directory and --acme-ca-file go together")
     layout = Layout(base, nodes, port_offset)
     with _stop_signals() as stop:
-        cluster = LocalCluster(folders, say=click.echo, interrupted=stop)
+        cluster = LocalCluster(folders, say=_say, interrupted=stop)
         try:
             with cluster.up(
                 layout,
@@ -79,20 +79,20 @@ def up(
                 settings=dict(_pair(setting) for setting in settings),
                 ready_timeout=timeout,
             ):
-                click.echo(_next_steps(cluster, layout))
+                _say(_next_steps(cluster, layout))
                 if detach:
-                    click.echo("It goes on running: `lyttle-ops local status`, `lyttle-ops local down`.")
+                    _say("It goes on running: `lyttle-ops local status`, `lyttle-ops local down`.")
                     return
                 from lyttle_ops.cli.table import watch  # rich and the database driver, for this command only
 
                 watch(cluster, stop)
-                click.echo("stopping …")
+                _say("stopping …")
         except Exception:
             # A Ctrl-C reaches initdb too, whose failure is then no news.
             if stop.is_set():
                 raise click.Abort from None
             raise
-        click.echo("stopped; nothing is left running, and the data is kept for the next start")
+        _say("stopped; nothing is left running, and the data is kept for the next start")
 
 
 @local.command()
@@ -118,8 +118,8 @@ def status(folders: Folders, as_json: bool) -> None:
 @_state_dir
 def down(folders: Folders, wipe: bool) -> None:
     """Stop the cluster, whoever started it. Its data stays for the next start."""
-    ran = LocalCluster(folders, say=click.echo).down(wipe)
-    click.echo(("stopped" if ran else "no local cluster was running") + (", its data is removed" if wipe else ""))
+    ran = LocalCluster(folders, say=_say).down(wipe)
+    _say(("stopped" if ran else "no local cluster was running") + (", its data is removed" if wipe else ""))
 
 
 @local.command()
@@ -168,6 +168,14 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    """A line of progress; a reader that left, as `| head` does, must not end what is being started or stopped."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _pair(setting: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ def check_free(endpoints: Iterable[Endpoint]) -> None:
 
 
 def _explain(endpoint: Endpoint, error: OSError) -> str:
-    where = f"port {endpoint.port} on {endpoint.host}, which {endpoint.purpose} needs,"
+    where = f"port {endpoint.port} on {endpoint.host} ({endpoint.purpose})"
     if error.errno != errno.EADDRINUSE:
         return f"{where} cannot be used: {error.strerror}; choose other addresses, as --base 127.78.0"
     holder, everywhere = _holder(endpoint)
