@@ -1,0 +1,7 @@
+"""placeholder"""
+
+from lyttle_ops.proxies import ProxyInput
+
+
+def nginx_message(entry: ProxyInput) -> str | None:
+    return None

@@ -1,0 +1,43 @@
+"""gunicorn's settings, from the node's environment: `gunicorn -c python:webapi.gunicorn_conf`.
+
+LYTTLE_INSTANCE_DIR, which the supervisor sets, is where the unix socket goes: a probe over it reaches this
+instance and no other.
+"""
+
+import os
+from typing import Any
+
+from gunicorn.glogging import Logger
+
+from lyttle_ops import logs
+from lyttle_ops.settings import load
+
+_settings = load()
+_instance_dir = os.environ.get("LYTTLE_INSTANCE_DIR")
+
+
+class RootLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own messages through the same handler and format as everything else of this process."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        logs.set_up("api", _settings.log_format, _settings.log_level)
+        for log in (self.error_log, self.access_log):
+            log.handlers.clear()
+            log.propagate = True
+
+
+bind = [_settings.api_listen, *([f"unix:{_instance_dir}/api.sock"] if _instance_dir else [])]
+umask = 0o007  # the socket is for this user and group
+workers = 1  # one process: one pool of connections, one set of counters
+worker_class = "gthread"
+threads = 8
+graceful_timeout = 20  # seconds for requests in flight after SIGTERM
+timeout = 60  # seconds without a sign of life from the worker
+keepalive = 5  # seconds
+worker_tmp_dir = "/dev/shm"  # noqa: S108 - the worker's sign of life must not wait on a disk
+control_socket_disable = True  # its default path is one per user, and several nodes may share a machine
+loglevel = _settings.log_level.lower()
+logger_class = RootLogger
+accesslog = None  # the application logs what changes something
+proc_name = "lyttle-api"
