@@ -70,7 +70,7 @@ class Events:
                 handler("")
             while not self._stopping.is_set():
                 # The time-out only lets the loop see that it should stop; nothing is sent.
-                for notification in connection.notifies(timeout=1.0):
+                for notification in connection.notifies(timeout=0.5):
                     self._handlers[notification.channel](notification.payload)
                     if self._stopping.is_set():
                         return

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import psutil
+from prometheus_client import Counter, Gauge
 from psycopg.types.json import Jsonb
 
 from lyttle_ops import __version__
@@ -24,6 +25,9 @@ from lyttle_ops.errors import LyttleOpsError
 
 log = logging.getLogger(__name__)
 queries = load_queries("lyttle_ops.cluster")
+
+_heartbeats = Counter("lyttle_heartbeats_total", "Heartbeats PostgreSQL accepted")
+_nodes = Gauge("lyttle_nodes", "Nodes of the cluster as the last heartbeat saw them", ["state"])
 
 HEARTBEAT_INTERVAL = 30.0  # seconds
 STALE_AFTER = 120.0  # seconds; the queries say '2 minutes'
@@ -38,6 +42,7 @@ class Heartbeat:
     """What PostgreSQL answers a heartbeat with."""
 
     revision: int  # cluster_state.revision: behind it means something is to be fetched
+    certificates_due: bool  # some certificate may be worked on now
     has_leader: bool
     has_standby: bool
 
@@ -78,7 +83,10 @@ class Member:
                 f"another machine that is alive uses the node name {self._node_name!r}; "
                 "set NODE_NAME to a name of its own on one of them"
             )
-        return Heartbeat(row["revision"], row["has_leader"], row["has_standby"])
+        _heartbeats.inc()
+        _nodes.labels("active").set(row["active"])
+        _nodes.labels("gone").set(row["nodes"] - row["active"])
+        return Heartbeat(row["revision"], row["certificates_due"], row["has_leader"], row["has_standby"])
 
     def report_applied(self, revision: int, release: str, quarantined: dict[int, str]) -> None:
         """Record what this instance serves."""

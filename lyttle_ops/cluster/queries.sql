@@ -18,6 +18,14 @@ WITH node AS (
 )
 SELECT
     (SELECT revision FROM cluster_state) AS revision,
+    EXISTS (
+        SELECT FROM certificates c
+        WHERE next_try_at <= now()
+           OR (next_try_at IS NULL AND (order_id IS NULL OR renew_at <= now() OR renewal_requested_at IS NOT NULL))
+    ) AS certificates_due,
+    (SELECT count(DISTINCT node_name) FROM instances WHERE left_at IS NULL AND last_heartbeat_at > now() - interval '2 minutes')
+        AS active,
+    (SELECT count(*) FROM nodes) AS nodes,
     bool_or(objid::bigint = %(leader_objid)s AND classid::bigint = %(leader_classid)s) IS TRUE AS has_leader,
     bool_or(objid::bigint = %(standby_objid)s AND classid::bigint = %(standby_classid)s) IS TRUE AS has_standby
 FROM instance

@@ -1,0 +1,1 @@
+"""What runs in one container: the supervisor with its two children, and the jobs that join the rooms."""

@@ -1,0 +1,555 @@
+"""The composition root of a container: puts the rooms together and decides what happens when one fails.
+
+Start: settings and folders → restart guard → PostgreSQL (verified, migrated, registered) → desired state → NGINX
+and the API. With PostgreSQL away, the last snapshot is served and the rest follows when it is back. An instance
+that was never ready ends with a reason and a non-zero code, so that Swarm rolls back; one that was ready goes into
+failure mode instead: NGINX keeps serving, health and log say why, and it waits for a person.
+"""
+
+import base64
+import fcntl
+import http.client
+import ipaddress
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from lyttle_ops import __version__
+from lyttle_ops.accounts.store import ensure_first_admin
+from lyttle_ops.certificates.encryption import Keyring
+from lyttle_ops.certificates.service import Certificates
+from lyttle_ops.clock import SystemClock
+from lyttle_ops.cluster import leadership as leading
+from lyttle_ops.cluster import members
+from lyttle_ops.cluster.events import STATE_CHANNEL, Events
+from lyttle_ops.cluster.leadership import Leadership, NotLeader
+from lyttle_ops.cluster.locks import Locks
+from lyttle_ops.cluster.members import Member, NodeNameTaken
+from lyttle_ops.db import Database, DatabaseError, DatabaseUnavailable
+from lyttle_ops.db.migrate import migrate
+from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.nginx.releases import NGINX
+from lyttle_ops.node import preflight
+from lyttle_ops.node.desired import SnapshotFile, SnapshotUnusable
+from lyttle_ops.node.issuing import Issuing
+from lyttle_ops.node.restart import RestartGuard
+from lyttle_ops.node.status import StatusFile
+from lyttle_ops.node.supervisor import Child, Supervisor
+from lyttle_ops.node.sync import Sync
+from lyttle_ops.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PROBE_INTERVAL = 2.0  # seconds between looks at NGINX and the API
+GRACE = 25.0  # seconds in-flight requests get at SIGTERM; stop_grace_period is longer
+DATABASE_PATIENCE = 120.0  # seconds a node with nothing to serve waits for PostgreSQL
+RENEWAL_CHECK_HOURS = 12
+PRUNE_HOURS = 1
+_DATABASE_PAUSES = (0.5, 1.0, 2.0, 5.0)
+
+
+class Fatal(LyttleOpsError):
+    """This node cannot run as configured."""
+
+
+class Node:
+    """One instance. `run` returns the process's exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clock = SystemClock()
+        self._instance_id: UUID = uuid4()
+        short = str(self._instance_id)[:8]
+        self._folder = settings.run_dir / short
+        self._state = "starting"
+        self._failure: str | None = None
+        self._warned: list[str] = preflight.check_folders(settings.state_dir, settings.run_dir)
+        self._take_folder()
+        self._guard = RestartGuard(settings.state_dir, self._instance_id, self._clock)
+        name = f"lyttle/{short}"
+        self._database = Database(settings.database_url.get_secret_value(), name, size=4)
+        self._locks = Locks(self._database)
+        self._keyring = Keyring(base64.b64decode(settings.master_key.get_secret_value()))
+        self._certificates = Certificates(
+            self._database, self._keyring, self._locks, settings, settings.node_name, self._instance_id, self._clock
+        )
+        self._member = Member(self._database, self._instance_id, settings.node_name, settings.node_machine_id)
+        self._nginx = NGINX(settings, self._folder, str(self._instance_id))
+        self._snapshot = SnapshotFile(settings.state_dir, self._keyring)
+        self._leadership = Leadership(
+            self._database,
+            self._instance_id,
+            settings.node_name,
+            self._clock,
+            eligible=lambda: self._serving,
+            on_elected=self._begin_term,
+            on_lost=self._end_term,
+        )
+        self._issuing = Issuing(self._certificates, lambda: self._leadership.settled)
+        self._sync = Sync(
+            self._database,
+            self._certificates,
+            self._member,
+            self._nginx,
+            self._snapshot,
+            self._instance_id,
+            on_applied=self._something_to_serve,
+        )
+        self._events = Events(
+            self._database,
+            {STATE_CHANNEL: lambda payload: self._state_changed(), leading.CHANNEL: self._invited},
+        )
+        self._scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+        self._supervisor = Supervisor(self._clock)
+        self._status = StatusFile(self._folder)
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._serving = False  # NGINX answered with the applied release at the last look
+        self._checks: dict[str, dict[str, Any]] = {}
+        self._database_error: str | None = "not asked yet"
+        self._database_ok_at: float | None = None
+        self._exit_code = 0
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT (0), or until it is certain that it cannot (1)."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop())
+        for warning in self._warned:
+            log.warning("%s", warning)
+        log.info("Node %s, instance %s, version %s", self._settings.node_name, self._instance_id, __version__)
+        self._guard.begin()
+        if self._guard.exhausted and not self._guard.once_ready:
+            log.critical(
+                "This node ended uncleanly %d times within 5 minutes and was never ready: giving up. "
+                "See the reasons above in this log; %s/restart.count counts them",
+                self._guard.count, self._settings.state_dir,
+            )  # fmt: skip
+            self._guard.end()  # a refusal is no restart
+            return 1
+        self._supervisor.add(self._api_child())
+        threading.Thread(target=self._boot, name="boot", daemon=True).start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        while not self._stopping.is_set():
+            self._supervisor.tick()
+            self._check_children()
+            self._wake.wait(0.2)
+            self._wake.clear()
+        self._shut_down()
+        return self._exit_code
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    def _boot(self) -> None:
+        try:
+            if self._guard.exhausted:
+                self._serve_snapshot()
+                self._fail(
+                    f"it ended uncleanly {self._guard.count} times within 5 minutes; it serves what it served last. "
+                    f"Find out why in the log, remove {self._settings.state_dir}/restart.count and restart this node"
+                )
+                return
+            self._join()
+        except LyttleOpsError as exc:
+            self._fail(str(exc))
+        except Exception as exc:
+            log.exception("Start failed")
+            self._fail(f"an error nobody foresaw: {exc!r}")
+
+    def _join(self) -> None:
+        """Verify and migrate the database, register, fetch what to serve; then start the jobs."""
+        deadline = self._clock.monotonic() + DATABASE_PATIENCE
+        served = False
+        tries = 0
+        while not self._stopping.is_set():
+            try:
+                self._prepare_database()
+                break
+            except DatabaseUnavailable as exc:
+                self._database_error = str(exc)
+                log.warning("PostgreSQL at %s is away: %s", self._database.address, exc)
+                served = served or self._serve_snapshot()
+                if not served and self._clock.monotonic() > deadline:
+                    raise Fatal(
+                        f"PostgreSQL was away for {DATABASE_PATIENCE:.0f} s and there is nothing to serve: {exc}"
+                    ) from exc
+            pause = _DATABASE_PAUSES[min(tries, len(_DATABASE_PAUSES) - 1)]
+            tries += 1
+            self._stopping.wait(pause)
+        if self._stopping.is_set():
+            return
+        # The first run applies and makes NGINX start; the sync thread proves it then.
+        self._sync.run_once()
+        self._sync.start()
+        self._scheduler.add_job(self._heartbeat, "interval", seconds=members.HEARTBEAT_INTERVAL, id="heartbeat")
+        self._scheduler.start()
+        self._events.start()
+        self._issuing.start()
+        self._leadership.start()
+
+    def _prepare_database(self) -> None:
+        preflight.check_database(self._database)
+        owner = self._settings.database_migration_url
+        if owner is None:
+            migrate(self._database)
+        else:
+            migrating = Database(owner.get_secret_value(), f"{self._database.name}/migrate", size=0)
+            migrate(migrating)
+        self._member.heartbeat()
+        self._database_is_fine()
+        settings = self._settings
+        ensure_first_admin(
+            self._database,
+            settings.admin_username,
+            settings.admin_password.get_secret_value() if settings.admin_password else None,
+            settings.state_dir / "admin-password",
+        )
+
+    def _serve_snapshot(self) -> bool:
+        try:
+            desired = self._snapshot.load()
+        except SnapshotUnusable as exc:
+            log.error("%s", exc)
+            return False
+        if desired is None:
+            return False
+        self._sync.apply(desired)
+        log.warning("Serving the last known state, revision %d, until PostgreSQL is back", desired.revision)
+        return True
+
+    def _shut_down(self) -> None:
+        self._state = "stopping"
+        log.info("Stopping: leadership first, then requests in flight")
+        self._leadership.stop()
+        self._write_status()
+        self._issuing.stop()
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+        self._sync.stop()
+        self._supervisor.stop(GRACE)
+        if self._events.connected:
+            try:
+                self._member.leave()
+            except DatabaseError as exc:
+                log.warning("Could not tell PostgreSQL that this node leaves: %s", exc)
+        self._events.stop()
+        self._locks.close()
+        self._database.close()
+        if self._exit_code == 0:
+            self._guard.end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        log.info("Stopped with code %d", self._exit_code)
+
+    def _fail(self, reason: str) -> None:
+        """Failure mode when this instance was ready or serves; the end when it never was."""
+        if self._state == "stopping" or self._stopping.is_set():
+            return
+        self._failure = reason
+        if self._state == "ready" or self._nginx.is_running() or self._sync.release is not None:
+            log.critical("FAILURE MODE: %s", reason)
+            self._state = "failed"
+            self._leadership.reconsider()
+            return
+        log.critical("This node cannot start: %s", reason)
+        self._exit_code = 1
+        self._stop()
+
+    # -- children --------------------------------------------------------------------------------------
+
+    def _api_child(self) -> Child:
+        environment = {
+            **os.environ,
+            "LYTTLE_INSTANCE_ID": str(self._instance_id),
+            "LYTTLE_INSTANCE_DIR": str(self._folder),
+        }
+        command = [sys.executable, "-m", "gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"]
+        return Child("api", lambda: command, environment)
+
+    def _something_to_serve(self) -> None:
+        """The first release is there: NGINX can start."""
+        if self._supervisor.child("nginx") is None and not self._stopping.is_set():
+            self._supervisor.add(
+                Child(
+                    "nginx",
+                    self._nginx.command,
+                    {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+                    prepare=self._nginx.prepare_start,
+                    read_line=_log_nginx,
+                    graceful=signal.SIGQUIT,
+                )
+            )
+            self._wake.set()
+
+    def _check_children(self) -> None:
+        for name in ("nginx", "api"):
+            child = self._supervisor.child(name)
+            if child is not None and child.given_up and self._failure is None:
+                self._fail(child.given_up)
+
+    # -- what others tell us ---------------------------------------------------------------------------
+
+    def _state_changed(self) -> None:
+        self._sync.request()
+        self._issuing.request()
+
+    def _invited(self, payload: str) -> None:
+        if payload == str(self._instance_id):
+            self._leadership.stand()
+
+    def _heartbeat(self) -> None:
+        try:
+            answer = self._member.heartbeat()
+        except NodeNameTaken as exc:
+            self._fail(str(exc))
+            return
+        except DatabaseError as exc:
+            if self._database_error is None:
+                log.warning("Heartbeat failed: %s", exc)
+            self._database_error = str(exc)
+            return
+        self._database_is_fine()
+        if answer.revision != self._sync.revision:
+            self._sync.request()
+        if answer.certificates_due:
+            self._issuing.request()
+        if not (answer.has_leader and answer.has_standby):
+            self._leadership.stand()
+
+    def _database_is_fine(self) -> None:
+        if self._database_error not in (None, "not asked yet"):
+            log.info("PostgreSQL is back")
+        self._database_error = None
+        self._database_ok_at = self._clock.now().timestamp()
+
+    # -- leader only -----------------------------------------------------------------------------------
+
+    def _begin_term(self, term: int) -> None:
+        self._scheduler.add_job(self._renew, "interval", hours=RENEWAL_CHECK_HOURS, id="renewal", replace_existing=True)
+        self._scheduler.add_job(self._prune, "interval", hours=PRUNE_HOURS, id="prune", replace_existing=True)
+        # The first checks of a term, once no predecessor can still believe that it leads.
+        soon = self._clock.now() + timedelta(seconds=leading.TRUST_WINDOW + 0.5)
+        self._scheduler.add_job(self._renew, "date", run_date=soon, id="renewal-first", replace_existing=True)
+
+    def _end_term(self) -> None:
+        for job in ("renewal", "prune", "renewal-first"):
+            if self._scheduler.get_job(job) is not None:
+                self._scheduler.remove_job(job)
+
+    def _renew(self) -> None:
+        if not self._leadership.settled:
+            return
+        self._guarded("Renewal check", self._certificates.check_renewals)
+        self._issuing.request()
+
+    def _prune(self) -> None:
+        def prune() -> None:
+            with self._leadership.transaction() as connection:
+                members.prune(connection)
+                self._certificates.prune(connection)
+
+        self._guarded("Pruning", prune)
+
+    def _guarded(self, what: str, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except NotLeader:
+            log.info("%s stopped: this node does not lead any more", what)
+        except LyttleOpsError as exc:
+            log.warning("%s failed, the next one tries again: %s", what, exc)
+
+    # -- what this instance says about itself ----------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._look()
+                self._write_status()
+            except Exception:
+                log.exception("Status could not be written")
+            self._stopping.wait(PROBE_INTERVAL if self._state != "starting" else 0.1)
+
+    def _look(self) -> None:
+        self._checks = {
+            "nginx": self._check_nginx(),
+            "release": self._check_release(),
+            "database": self._check_database(),
+            "api": self._check_api(),
+        }
+        serving = self._checks["nginx"]["ok"] and self._state not in ("failed", "stopping")
+        if serving != self._serving:
+            self._serving = serving
+            if serving:
+                self._sync.request()  # prove and report what came up
+            else:
+                log.warning("This node cannot serve: %s", self._checks["nginx"]["message"])
+            self._leadership.reconsider()
+        if self._state == "starting" and serving and self._checks["api"]["ok"]:
+            self._state = "ready"
+            self._guard.was_ready()
+            log.info("Ready: NGINX serves release %s", self._sync.release)
+
+    def _check_nginx(self) -> dict[str, Any]:
+        if not self._nginx.is_running():
+            return _bad("NGINX does not run")
+        if self._nginx.live_release() is None:
+            return _bad("NGINX does not answer")
+        # Its unix socket says nothing about the ports that clients use.
+        for address in (*self._settings.http_listen, *self._settings.https_listen):
+            error = _connect(address)
+            if error:
+                return _bad(f"nothing answers on {address}: {error}")
+        return _good("NGINX answers")
+
+    def _check_release(self) -> dict[str, Any]:
+        live = self._nginx.live_release() if self._nginx.is_running() else None
+        if live is None or live != self._sync.release:
+            return _bad(f"NGINX serves release {live}, applied is {self._sync.release}")
+        if self._sync.error:
+            return _bad(self._sync.error)
+        return _good(f"release {live}")
+
+    def _check_database(self) -> dict[str, Any]:
+        if self._events.connected and self._database_error is None:
+            return _good("PostgreSQL answers")
+        return _bad(self._database_error or "the session that listens for events is lost")
+
+    def _check_api(self) -> dict[str, Any]:
+        connection = _UnixConnection(self._folder / "api.sock")
+        try:
+            connection.request("GET", "/health/live")
+            answer = connection.getresponse()
+            answer.read()
+            return _good("the API answers") if answer.status == 200 else _bad(f"the API answers {answer.status}")
+        except (OSError, http.client.HTTPException) as exc:
+            return _bad(f"the API does not answer: {exc}")
+        finally:
+            connection.close()
+
+    def _write_status(self) -> None:
+        nginx, api = self._supervisor.child("nginx"), self._supervisor.child("api")
+        self._status.write(
+            {
+                "instance_id": str(self._instance_id),
+                "node": self._settings.node_name,
+                "version": __version__,
+                "pid": os.getpid(),
+                "state": self._state,
+                "failure": self._failure,
+                "leader": self._leadership.is_leader(),
+                "standby": self._leadership.state is leading.State.STANDBY,
+                "term": self._leadership.term,
+                "database": {
+                    "ok": self._check_database()["ok"],
+                    "error": self._database_error,
+                    "last_ok_at": self._database_ok_at,
+                },
+                "nginx": {
+                    "running": bool(nginx and nginx.running),
+                    "pid": nginx.pid if nginx else None,
+                    "release": self._sync.release,
+                    "error": self._sync.error,
+                },
+                "api": {"running": bool(api and api.running)},
+                "revision": self._sync.revision,
+                "quarantined": {str(site): message for site, message in self._sync.quarantined.items()},
+                "checks": self._checks,
+            }
+        )
+
+    # -- folders ---------------------------------------------------------------------------------------
+
+    def _take_folder(self) -> None:
+        """Make this instance's run folder, and clear away what dead instances on this machine left."""
+        self._folder.mkdir(mode=0o750)
+        self._folder_lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._folder_lock, fcntl.LOCK_EX)
+        for other in self._settings.run_dir.iterdir():
+            if other != self._folder and other.is_dir() and _is_dead(other):
+                log.info("Clearing away the instance %s, which died", other.name)
+                NGINX.end_strays(other)
+                shutil.rmtree(other, ignore_errors=True)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over this instance's own unix socket: a shared port might be answered by another instance."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=2)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _good(message: str) -> dict[str, Any]:
+    return {"ok": True, "message": message}
+
+
+def _bad(message: str) -> dict[str, Any]:
+    return {"ok": False, "message": message}
+
+
+def _is_dead(folder: Path) -> bool:
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False  # not an instance's folder, or just being made
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _connect(address: str) -> str | None:
+    """Why a TCP connection to a listen address of this machine fails, None when it does not."""
+    host, _, port = address.rpartition(":")
+    ip = ipaddress.ip_address(host.strip("[]"))
+    if ip.is_unspecified:
+        ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
+    try:
+        socket.create_connection((str(ip), int(port)), timeout=2).close()
+        return None
+    except OSError as exc:
+        return exc.strerror or str(exc)
+
+
+_NGINX_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "notice": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "crit": logging.CRITICAL,
+    "alert": logging.CRITICAL,
+    "emerg": logging.CRITICAL,
+}
+_nginx_log = logging.getLogger("nginx")
+
+
+def _log_nginx(line: str) -> None:
+    """A line of NGINX's error log (`2026/01/01 00:00:00 [warn] 12#12: …`) as a record of ours."""
+    level, message = logging.INFO, line
+    if "[" in line and "]" in line:
+        word, _, rest = line.partition("[")[2].partition("] ")
+        if word in _NGINX_LEVELS:
+            level, message = _NGINX_LEVELS[word], rest.partition(": ")[2] or rest
+    _nginx_log.log(level, "%s", message, extra={"source": "nginx"})

@@ -1,0 +1,162 @@
+"""The sync worker: brings what NGINX serves to what PostgreSQL says, one run at a time.
+
+Requests that come while a run is under way are answered by one more run after it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from lyttle_ops.certificates.service import Certificates
+from lyttle_ops.cluster.members import Member
+from lyttle_ops.db import Database, DatabaseError, load_queries
+from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.nginx.releases import NGINX
+from lyttle_ops.node.desired import Desired, SnapshotFile, certificate_name
+from lyttle_ops.proxies.store import list_proxies
+
+log = logging.getLogger(__name__)
+queries = load_queries("lyttle_ops.node")
+
+_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a failed run is tried again
+_HANDSHAKE_TRIES = 20
+_HANDSHAKE_PAUSE = 0.05  # seconds; a worker of the previous release may still answer right after a reload
+
+_runs = Histogram("lyttle_sync_seconds", "One run of the sync worker: read, apply, prove, report")
+_failures = Counter("lyttle_sync_failures_total", "Runs of the sync worker that failed")
+_not_after = Gauge("lyttle_certificate_not_after_seconds", "Unix time a served certificate expires", ["domains"])
+_quarantined = Gauge("lyttle_proxies_quarantined", "Proxies this node cannot serve as configured")
+_revision = Gauge("lyttle_applied_revision", "Revision of the cluster's state this node serves")
+
+
+class Sync:
+    """Runs on a thread of its own between `start` and `stop`; `request` asks for a run."""
+
+    def __init__(
+        self,
+        database: Database,
+        certificates: Certificates,
+        member: Member,
+        nginx: NGINX,
+        snapshot: SnapshotFile,
+        instance_id: UUID,
+        on_applied: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._certificates = certificates
+        self._member = member
+        self._nginx = nginx
+        self._snapshot = snapshot
+        self._instance_id = instance_id
+        self._on_applied = on_applied
+        self._requested = threading.Event()
+        self._stopping = threading.Event()
+        self._running = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+        self._reported: set[int] = set()  # orders whose certificate this NGINX was seen to serve
+        self._last_report: tuple[int, str | None, dict[int, str]] | None = None
+        self.revision = 0
+        self.release: str | None = None
+        self.quarantined: dict[int, str] = {}
+        self.error: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._requested.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def request(self) -> None:
+        self._requested.set()
+
+    def apply(self, desired: Desired) -> None:
+        """Serve `desired`. Raises NGINXError when not even the rest of it can be served."""
+        with self._running:
+            applied = self._nginx.apply(desired.sites(), desired.files(), desired.thumbprint)
+            self.release, self.quarantined = applied.release, dict(applied.quarantined)
+            self.revision = desired.revision
+            self.error = None
+            _revision.set(desired.revision)
+            _quarantined.set(len(applied.quarantined))
+            _not_after.clear()
+            for certificate in desired.certificates:
+                _not_after.labels(";".join(certificate.domains)).set(certificate.not_after.timestamp())
+        self._on_applied()
+
+    def run_once(self) -> None:
+        """Read, apply, prove, report. Raises what went wrong."""
+        desired = self._read()
+        self.apply(desired)
+        if not self._nginx.is_running():
+            return  # boot: NGINX starts now and the run that follows its start proves and reports
+        self._prove(desired)
+        self._report()
+        self._snapshot.save(desired)
+
+    def _read(self) -> Desired:
+        # The revision first: what is read after it can only be newer, and newer is seen by the next run.
+        with self._database.connection() as connection:
+            row = connection.execute(queries.revision).fetchone()
+            assert row is not None  # the migration put it there
+            proxies = list_proxies(connection, enabled_only=True)
+        return Desired(row["revision"], self._certificates.account_thumbprint(), proxies, self._certificates.usable())
+
+    def _prove(self, desired: Desired) -> None:
+        """Report each certificate that a real handshake with this NGINX shows, once."""
+        domains = desired.served_domains()
+        waiting = {
+            certificate_name(c): c
+            for c in desired.certificates
+            if certificate_name(c) in domains and c.order_id not in self._reported
+        }
+        for _ in range(_HANDSHAKE_TRIES):
+            if not waiting:
+                return
+            serials = self._nginx.served_serials({name: domains[name] for name in waiting})
+            seen = [c for name, c in waiting.items() if serials.get(name) == c.serial]
+            if seen:
+                self._certificates.report_installed(self._instance_id, [(c.order_id, c.serial) for c in seen])
+                self._reported.update(c.order_id for c in seen)
+                waiting = {name: c for name, c in waiting.items() if c not in seen}
+            if waiting and self._stopping.wait(_HANDSHAKE_PAUSE):
+                return
+        for name, certificate in waiting.items():
+            log.warning(
+                "Certificate %s (%s) is applied, but a handshake shows serial %s instead of %s",
+                name, ", ".join(certificate.domains), serials.get(name), certificate.serial,
+            )  # fmt: skip
+
+    def _report(self) -> None:
+        reported = (self.revision, self.release, self.quarantined)
+        if reported != self._last_report:
+            self._member.report_applied(self.revision, self.release or "", self.quarantined)
+            self._last_report = reported
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._requested.wait(None if not failures else _PAUSES[min(failures, len(_PAUSES)) - 1])
+            if self._stopping.is_set():
+                return
+            self._requested.clear()
+            try:
+                with _failures.count_exceptions(), _runs.time():
+                    self.run_once()
+                failures = 0
+            except DatabaseError as exc:
+                failures += 1
+                log.warning("Sync waits for PostgreSQL: %s", exc)
+            except LyttleOpsError as exc:
+                failures += 1
+                self.error = str(exc)
+                log.error("Sync failed, the last good release stays: %s", exc)
+            except Exception as exc:
+                failures += 1
+                self.error = repr(exc)
+                log.exception("Sync failed, the last good release stays")

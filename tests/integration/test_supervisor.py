@@ -1,0 +1,83 @@
+"""The supervisor with real processes: restarts, giving up, graceful ends."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from lyttle_ops.clock import SystemClock
+from lyttle_ops.node.supervisor import MOST_RESTARTS, Child, Supervisor
+from tests.support.wait import until
+
+
+class FastClock(SystemClock):
+    """Time that runs a hundred times faster, so that pauses cost nothing."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() * 100
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    made = Supervisor(FastClock())
+    yield made
+    made.stop(grace=200)
+
+
+def child(code: str, **options: object) -> Child:
+    return Child("child", lambda: [sys.executable, "-c", code], dict(os.environ), **options)  # type: ignore[arg-type]
+
+
+def test_a_child_that_dies_is_restarted(supervisor: Supervisor) -> None:
+    each = child("import time; time.sleep(60)")
+    supervisor.add(each)
+    supervisor.tick()
+    first = each.pid
+    assert first
+    os.kill(first, signal.SIGKILL)
+    until(lambda: supervisor.tick() is None and each.pid not in (None, first))
+
+
+def test_a_child_that_keeps_dying_is_given_up_with_the_reason(supervisor: Supervisor) -> None:
+    each = child("raise SystemExit(3)")
+    supervisor.add(each)
+    until(lambda: supervisor.tick() is None and each.given_up, timeout=30)
+    assert each.given_up == f"child ended {MOST_RESTARTS + 1} times within 5 minutes, last with exit code 3"
+
+
+def test_its_error_output_is_read_line_by_line(supervisor: Supervisor) -> None:
+    lines: list[str] = []
+    supervisor.add(child("import sys,time; print('a\\nb', file=sys.stderr); time.sleep(60)", read_line=lines.append))
+    supervisor.tick()
+    until(lambda: lines == ["a", "b"])
+
+
+def test_stop_lets_a_child_finish(supervisor: Supervisor) -> None:
+    lines: list[str] = []
+    code = (
+        "import signal,sys,time\n"
+        "def end(*_):\n print('finished', file=sys.stderr); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "print('up', file=sys.stderr); time.sleep(60)\n"
+    )
+    each = child(code, read_line=lines.append)
+    supervisor.add(each)
+    supervisor.tick()
+    until(lambda: "up" in lines)
+    supervisor.stop(grace=1000)
+    until(lambda: lines == ["up", "finished"])
+    assert each.process
+    assert each.process.returncode == 0
+
+
+def test_a_program_that_is_missing_is_given_up_at_once(supervisor: Supervisor) -> None:
+    def command() -> list[str]:
+        raise FileNotFoundError("no such program")
+
+    each = Child("child", command, {})
+    supervisor.add(each)
+    supervisor.tick()
+    assert each.given_up
+    assert "no such program" in each.given_up
