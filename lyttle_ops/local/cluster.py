@@ -316,7 +316,7 @@ class LocalCluster:
         if process is not None:
             if process.is_alive():
                 raise NodeAlreadyRuns(f"{name} already runs (process {process.pid})")
-            processes.kill(process)  # what it left behind holds its ports
+        self._end_strays(node)  # what it left behind holds its ports
         listeners.check_free(node.endpoints())
         self._launch_node(node, again=True)
         if wait:
@@ -358,6 +358,8 @@ class LocalCluster:
             state = self._file.read() or state
             names = [name for name in state.processes if name not in ("ca", "companions")]
             self._stop(state, names, NODE_GRACE)
+            for node in state.layout.all_nodes():
+                self._end_strays(node)
             self._stop(state, ["ca", "companions"], SERVICE_GRACE)
             self._certificate_authority(state.layout).stop()  # one that was not recorded yet
             secrets = credentials.ensure(self.folders.secrets)
@@ -372,6 +374,9 @@ class LocalCluster:
         known = {state.processes[name]: name for name in names if name in state.processes}
         for process in processes.stop(known, grace):
             self._say(f"{known[process]} did not stop within {grace:.0f} s and was killed")
+
+    def _end_strays(self, node: NodeLayout) -> None:
+        processes.kill_all(processes.strays(self.folders.node(node.name)))
 
     def _clear_leftovers(self) -> None:
         """Called with the up lock held: whoever started what is still alive is gone, or meant it to stay."""

@@ -84,6 +84,35 @@ def family(process: Process) -> list[Process]:
     return [Process(pid, f"{boot}:{table[pid].ticks}") for pid in sorted(members) if table[pid].state not in "ZX"]
 
 
+def strays(folder: Path) -> list[Process]:
+    """NGINX and Python processes that work in `folder` itself: what a node whose supervisor died left behind.
+
+    They may lead sessions of their own and have no parent any more, but they keep the working directory they
+    were started in. Others that stand there, as a person's shell, are none of our business.
+    """
+    found = []
+    for pid in _table():
+        try:
+            at_home = os.readlink(f"/proc/{pid}/cwd") == str(folder)
+            program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+        except OSError:
+            continue  # gone, or of another user
+        if at_home and program.startswith(("nginx", "python")) and (process := identify(pid)) is not None:
+            found.append(process)
+    return found
+
+
+def kill_all(processes: Iterable[Process]) -> None:
+    """SIGKILL to each, and wait until they are gone."""
+    deadline = time.monotonic() + 5
+    left = set(processes)
+    while left and time.monotonic() < deadline:
+        for process in left:
+            process.send(signal.SIGKILL)
+        time.sleep(0.005)
+        left = {process for process in left if process.is_alive()}
+
+
 def stop(processes: Iterable[Process], grace: float) -> list[Process]:
     """SIGTERM to each, SIGKILL to what is left of each family after `grace` seconds.
 
@@ -111,13 +140,11 @@ def kill(process: Process) -> None:
 
 
 def _kill_all(leader: Process, known: Iterable[Process]) -> None:
-    deadline = time.monotonic() + 5
-    left = set(known) | set(family(leader))
-    while left and time.monotonic() < deadline:
-        for member in left:
-            member.send(signal.SIGKILL)
-        time.sleep(0.005)
-        left = {member for member in left if member.is_alive()} | set(family(leader))
+    kill_all(known)
+    for _ in range(10):  # what was started meanwhile
+        if not (left := family(leader)):
+            return
+        kill_all(left)
 
 
 def _boot_id() -> str:
