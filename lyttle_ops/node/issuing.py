@@ -75,11 +75,15 @@ class Issuing:
             if due.domains in self._working or self._stopping.is_set():
                 return
             self._working.add(due.domains)
-        self._pool.submit(self._certificates.ensure_certificate, due.domains).add_done_callback(
-            lambda future: self._done(due, future)
-        )
+        self._pool.submit(self._work, due).add_done_callback(lambda future: self._done(due, future))
 
-    def _done(self, due: Due, future: "Future[Outcome]") -> None:
+    def _work(self, due: Due) -> Outcome | None:
+        # Asked again: a leader may have been deposed while its renewals queued here.
+        if due.renewal and not self._may_renew():
+            return None
+        return self._certificates.ensure_certificate(due.domains)
+
+    def _done(self, due: Due, future: "Future[Outcome | None]") -> None:
         with self._mutex:
             self._working.discard(due.domains)
         if future.cancelled():

@@ -237,6 +237,7 @@ class Node:
         self._leadership.stop()
         self._write_status()
         self._issuing.stop()
+        self._certificates.stop()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         self._sync.stop()
