@@ -71,6 +71,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as exc:  # a file or address of the machine; the rooms' own errors say more
+        about = f"{exc.filename}: " if exc.filename else ""
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {about}{exc.strerror or exc}", err=True)
+        return 1
     return result if isinstance(result, int) else 0
 
 

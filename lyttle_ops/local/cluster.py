@@ -313,9 +313,8 @@ class LocalCluster:
         state = self.state()
         node = state.layout.node_named(name)
         process = state.processes.get(name)
-        if process is not None:
-            if process.is_alive():
-                raise NodeAlreadyRuns(f"{name} already runs (process {process.pid})")
+        if process is not None and process.is_alive():
+            raise NodeAlreadyRuns(f"{name} already runs (process {process.pid})")
         self._end_strays(node)  # what it left behind holds its ports
         listeners.check_free(node.endpoints())
         self._launch_node(node, again=True)

@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -34,9 +35,15 @@ class PostgresFailed(LyttleOpsError):
     """The private PostgreSQL server did not start."""
 
 
-def find_programs() -> Path:
-    """The newest installed PostgreSQL's program folder (Debian keeps initdb and pg_ctl off PATH)."""
+def find_programs(data: Path | None = None) -> Path:
+    """The program folder of the PostgreSQL that made `data`, else of the newest (Debian keeps them off PATH).
+
+    Raises PostgresMissing.
+    """
     candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    with suppress(OSError):
+        made_by = (data / "PG_VERSION").read_text().strip() if data else ""
+        candidates += [path for path in candidates if path.parts[-3] == made_by]
     if candidates:
         return candidates[-1].parent
     found = shutil.which("initdb")
@@ -54,7 +61,7 @@ class PostgresServer:
         self.log = folder / "postgresql.log"
         self.host, self.port, self._password = host, port, password
         self._durable = durable
-        self._programs = find_programs()
+        self._programs = find_programs(self.data)
 
     def url(self, dbname: str = "lyttle") -> str:
         """libpq URL of a database, password included."""
