@@ -27,7 +27,7 @@ from uuid import UUID, uuid4
 
 from josepy.b64 import b64decode
 
-from lyttle_ops.certificates.encryption import Keyring
+from lyttle_ops.certificates.encryption import Keyring, Undecryptable
 from lyttle_ops.certificates.service import Certificates
 from lyttle_ops.cluster.locks import Locks
 from lyttle_ops.db import Database
@@ -177,6 +177,12 @@ class CAProxy:
             faults, self._faults = self._faults, []
         for fault in faults:
             fault.release()
+
+    def reset(self) -> None:
+        """As new: no faults, no ARI, counters at zero."""
+        self.clear()
+        self.renewal_window = None
+        self.seen, self.orders, self.payloads = Counter(), 0, []
 
     def close(self) -> None:
         self.clear()
@@ -388,21 +394,38 @@ NodeMaker = Callable[..., TestNode]
 
 
 @contextmanager
-def node_maker(url: str, settings: ACMESettings) -> Iterator[NodeMaker]:
-    """Makes nodes that are closed at the end: make("n1"), make("n2", settings=…, master_key=…)."""
+def node_maker(lab: Lab, url: str) -> Iterator[NodeMaker]:
+    """Makes nodes of one cluster: make("n1"), make("n2", settings=…, master_key=…). All are closed at the end."""
     nodes: list[TestNode] = []
 
     def make(name: str = "n1", **options: Any) -> TestNode:
-        options.setdefault("settings", settings)
+        options.setdefault("settings", lab.settings)
         node = TestNode(url, name=name, **options)
         nodes.append(node)
+        with suppress(Undecryptable):
+            lab.answerer.thumbprint = node.certificates.account_thumbprint()
         return node
 
+    lab.proxy.reset()
     try:
         yield make
     finally:
+        lab.proxy.reset()  # nothing may still wait when the nodes close
         for node in nodes:
             node.close()
+
+
+def want(database: Database, *domains: str, enabled: bool = True) -> None:
+    """An ssl proxy entry for these domains, as the proxies room would write it."""
+    with database.transaction() as connection:
+        row = connection.execute(
+            "INSERT INTO proxies (type, domains, proxy_pass_host, ssl, enabled, revision) "
+            "VALUES ('PROXY', %s, 'http://127.0.0.1:1', true, %s, next_revision()) RETURNING id",
+            (sorted(domains), enabled),
+        ).fetchone()
+        assert row
+        for domain in domains:
+            connection.execute("INSERT INTO proxy_domains VALUES (%s, %s)", (domain, row["id"]))
 
 
 def _issue_and_exit() -> None:
