@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from lyttle_ops.local.processes import Process
 from lyttle_ops.local.state import StateFile
 
@@ -54,12 +56,36 @@ class LocalCommand:
         found: dict[str, Any] = json.loads(self.do("status", "--json"))
         return found
 
+    def node(self, name: str) -> dict[str, Any]:
+        """One node of `status`."""
+        found: dict[str, Any] = next(node for node in self.status()["nodes"] if node["name"] == name)
+        return found
+
+    def leader(self) -> dict[str, Any] | None:
+        """The node of `status` that leads; AssertionError when two say they do."""
+        leaders = [node for node in self.status()["nodes"] if node["leader"]]
+        assert len(leaders) <= 1, leaders
+        return leaders[0] if leaders else None
+
+    def token(self, name: str = "n1") -> str:
+        """An access token, asked of this node; good on all of them."""
+        status = self.status()
+        login = {
+            "username": status["admin"]["username"],
+            "password": Path(status["admin"]["password_file"]).read_text().strip(),
+        }
+        api = next(node["api"] for node in status["nodes"] if node["name"] == name)
+        answer = requests.post(f"{api}/auth/login", json=login, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["access_token"])
+
     def processes(self) -> dict[str, Process]:
         """Every process that cluster.json names, alive or not."""
         state = StateFile(self.state_folder).read()
         return {} if state is None else state.processes
 
     def log(self, name: str) -> str:
+        """What a node (or: companions) wrote since the last `up`."""
         return (self.state_folder / "logs" / f"{name}.log").read_text(errors="replace")
 
 

@@ -1,0 +1,175 @@
+"""`lyttle-ops local`: started, looked at, broken, mended and stopped, with nothing left running."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import requests
+
+from lyttle_ops.local import processes
+from lyttle_ops.local.processes import Process
+from tests.support import wait
+from tests.support.local import LocalCommand, local_command
+
+
+@contextmanager
+def _foreground(local: LocalCommand, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """`local up` as at a terminal, its output in a pipe; killed at the end if it still runs."""
+    with subprocess.Popen(
+        local.argv("up", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as up:
+        try:
+            yield up
+        finally:
+            up.kill()
+
+
+def _everything(local: LocalCommand) -> set[Process]:
+    """All processes of the cluster, the ones that its processes started included."""
+    return {member for process in local.processes().values() for member in processes.family(process)}
+
+
+def _answers(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+@pytest.fixture
+def local() -> Iterator[LocalCommand]:
+    with local_command() as command:
+        yield command
+
+
+def test_status_says_where_everything_is(cluster: LocalCommand) -> None:
+    status = cluster.status()
+    assert list(status) == ["database", "ca", "admin", "upstream", "nodes"]
+    with psycopg.connect(status["database"]["dsn"]) as connection:
+        assert connection.execute("SELECT count(*) FROM nodes").fetchone() == (3,)
+    assert "BEGIN CERTIFICATE" in Path(status["ca"]["root"]).read_text()
+    assert requests.get(status["upstream"], timeout=5).json()["path"] == "/"
+    assert [node["name"] for node in status["nodes"]] == ["n1", "n2", "n3"]
+    for node in status["nodes"]:
+        assert list(node) == ["name", "api", "http", "https", "pid", "leader", "ready"]
+        assert node["ready"]
+        assert b"lyttle_ops.cli" in Path(f"/proc/{node['pid']}/cmdline").read_bytes()
+        assert requests.get(f"{node['api']}/health/ready", timeout=5).status_code == 200
+    wait.until(cluster.leader, what="a leader")
+    assert cluster.token()
+
+
+def test_a_second_up_is_told_how_to_look_and_how_to_stop(cluster: LocalCommand) -> None:
+    refused = cluster.run("up")
+    assert refused.returncode == 1
+    assert "already running" in refused.stderr
+    assert "local status" in refused.stderr
+    assert "local down" in refused.stderr
+    assert all(node["ready"] for node in cluster.status()["nodes"])
+
+
+def test_the_status_file_and_secrets_are_private(cluster: LocalCommand) -> None:
+    for file in [cluster.state_folder / "cluster.json", *(cluster.state_folder / "secrets").iterdir()]:
+        assert file.stat().st_mode & 0o077 == 0, file
+
+
+def test_a_killed_node_is_gone_at_once_and_a_started_one_is_ready(cluster: LocalCommand) -> None:
+    before = cluster.node("n3")
+    family = processes.family(cluster.processes()["n3"])
+    assert len(family) >= 3  # supervisor, NGINX, API
+    cluster.do("kill", "n3")
+    assert not any(member.is_alive() for member in family)
+    dead = cluster.node("n3")
+    assert (dead["pid"], dead["leader"], dead["ready"]) == (None, False, False)
+    assert "does not run" in cluster.run("kill", "n3").stderr
+
+    (cluster.state_folder / "nodes" / "n3" / "restart.count").write_text("anything")
+    cluster.do("start", "n3")
+    after = cluster.node("n3")
+    assert after["ready"]
+    assert after["pid"] != before["pid"]
+    assert "already runs" in cluster.run("start", "n3").stderr
+
+
+def test_a_node_starts_over_what_its_killed_supervisor_left(cluster: LocalCommand) -> None:
+    node = cluster.node("n2")
+    os.kill(node["pid"], signal.SIGKILL)
+    wait.until(lambda: cluster.node("n2")["pid"] is None)
+    cluster.do("start", "n2")
+    assert cluster.node("n2")["ready"]
+
+
+def test_ctrl_c_stops_everything(local: LocalCommand) -> None:
+    with _foreground(local, "--nodes", "1") as up:
+        wait.until(lambda: local.processes() and local.status()["nodes"][0]["ready"], 60, "ready", every=0.2)
+        running = _everything(local)
+        base = local.base
+        up.send_signal(signal.SIGINT)
+        said = up.communicate(timeout=60)[0]
+    assert up.returncode == 0, said
+    assert "nothing is left running" in said
+    assert not any(process.is_alive() for process in running)
+    assert not _answers(f"{base}.250", 15432)
+    # And what was shown can be pasted: three commands, no password in them.
+    assert re.search(r"^TOKEN=\$\(curl", said, re.MULTILINE)
+    assert "--cacert" in said
+    password = (local.state_folder / "secrets" / "admin-password").read_text().strip()
+    assert password not in said
+
+
+def test_ctrl_c_during_the_start_stops_what_was_started(local: LocalCommand) -> None:
+    with _foreground(local, "--nodes", "1") as up:
+        wait.until(lambda: "n1" in local.processes(), 60, "a node")
+        running = _everything(local)
+        up.send_signal(signal.SIGTERM)
+        up.communicate(timeout=60)
+    assert up.returncode == 130
+    assert not any(process.is_alive() for process in running)
+    assert not _answers(f"{local.base}.250", 15432)
+
+
+def test_a_node_that_cannot_start_ends_the_start_with_its_log(local: LocalCommand) -> None:
+    failed = local.run("up", "--nodes", "1", "--set", "LOG_LEVEL=LOUD")
+    assert failed.returncode == 1
+    assert "n1 ended before it was ready" in failed.stderr
+    assert str(local.state_folder / "logs" / "n1.log") in failed.stderr
+    assert "LOG_LEVEL" in failed.stderr
+    assert not _answers(f"{local.base}.250", 15432)
+    assert not _answers(f"{local.base}.250", 14000)
+
+
+def test_what_a_killed_up_left_is_stopped_by_the_next_one_and_data_survives(local: LocalCommand) -> None:
+    with _foreground(local, "--nodes", "1") as up:
+        wait.until(lambda: local.processes() and local.status()["nodes"][0]["ready"], 60, "ready", every=0.2)
+        left = _everything(local)
+        with psycopg.connect(local.status()["database"]["dsn"], autocommit=True) as connection:
+            connection.execute("CREATE TABLE kept ()")
+        up.kill()
+        up.communicate()
+    assert all(process.is_alive() for process in left)
+
+    said = local.do("up", "--nodes", "1", "--detach")
+    assert "an earlier run was killed and left" in said
+    assert not any(process.is_alive() for process in left)
+    with psycopg.connect(local.status()["database"]["dsn"]) as connection:
+        assert connection.execute("SELECT to_regclass('kept') IS NOT NULL").fetchone() == (True,)
+
+    running = _everything(local)
+    assert local.do("down").strip().endswith("stopped")
+    assert not any(process.is_alive() for process in running)
+    local.do("down", "--wipe")
+    assert not local.state_folder.exists()
+
+
+def test_down_ends_a_foreground_up(local: LocalCommand) -> None:
+    with _foreground(local, "--nodes", "1") as up:
+        wait.until(lambda: "n1" in local.processes(), 60, "a node")
+        running = _everything(local)
+        local.do("down")
+        up.communicate(timeout=10)
+    assert not any(process.is_alive() for process in running)
