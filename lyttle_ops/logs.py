@@ -53,6 +53,11 @@ class TextFormatter(logging.Formatter):
         return line
 
 
+def is_json(style: str) -> bool:
+    """Whether `style` (auto, text or json) means JSON lines here."""
+    return style == "json" or (style == "auto" and not sys.stdout.isatty())
+
+
 def set_up(process: str, style: str = "auto", level: str = "INFO") -> None:
     """Send all logging of this process to standard output.
 
@@ -60,11 +65,10 @@ def set_up(process: str, style: str = "auto", level: str = "INFO") -> None:
     A record may carry `source` (via `extra`) to speak for another process, as the supervisor does for NGINX.
     """
     handler = logging.StreamHandler(sys.stdout)
-    terminal = sys.stdout.isatty()
-    if style == "text" or (style == "auto" and terminal):
-        handler.setFormatter(TextFormatter(process, colour=terminal))
-    else:
+    if is_json(style):
         handler.setFormatter(JSONFormatter(process))
+    else:
+        handler.setFormatter(TextFormatter(process, colour=sys.stdout.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

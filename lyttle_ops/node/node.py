@@ -39,6 +39,7 @@ from lyttle_ops.cluster.members import Member, NodeNameTaken
 from lyttle_ops.db import Database, DatabaseError, DatabaseUnavailable
 from lyttle_ops.db.migrate import migrate
 from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.nginx.process import Process, read_log_line
 from lyttle_ops.nginx.releases import NGINX
 from lyttle_ops.node import preflight
 from lyttle_ops.node.desired import SnapshotFile, SnapshotUnusable
@@ -287,7 +288,7 @@ class Node:
                 Child(
                     "nginx",
                     self._nginx.command,
-                    {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+                    {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), **self._nginx.environment()},
                     prepare=self._nginx.prepare_start,
                     read_line=_log_nginx,
                     graceful=signal.SIGQUIT,
@@ -481,7 +482,7 @@ class Node:
         for other in self._settings.run_dir.iterdir():
             if other != self._folder and other.is_dir() and _is_dead(other):
                 log.info("Clearing away the instance %s, which died", other.name)
-                NGINX.end_strays(other)
+                Process(other).prepare_start()
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -533,24 +534,10 @@ def _connect(address: str) -> str | None:
         return exc.strerror or str(exc)
 
 
-_NGINX_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "notice": logging.INFO,
-    "warn": logging.WARNING,
-    "error": logging.ERROR,
-    "crit": logging.CRITICAL,
-    "alert": logging.CRITICAL,
-    "emerg": logging.CRITICAL,
-}
 _nginx_log = logging.getLogger("nginx")
 
 
 def _log_nginx(line: str) -> None:
-    """A line of NGINX's error log (`2026/01/01 00:00:00 [warn] 12#12: …`) as a record of ours."""
-    level, message = logging.INFO, line
-    if "[" in line and "]" in line:
-        word, _, rest = line.partition("[")[2].partition("] ")
-        if word in _NGINX_LEVELS:
-            level, message = _NGINX_LEVELS[word], rest.partition(": ")[2] or rest
-    _nginx_log.log(level, "%s", message, extra={"source": "nginx"})
+    """A line of NGINX's error log as a record of ours."""
+    level, message = read_log_line(line)
+    _nginx_log.log(logging.getLevelName(level), "%s", message, extra={"source": "nginx"})

@@ -76,7 +76,7 @@ class Sync:
         self._requested.set()
 
     def apply(self, desired: Desired) -> None:
-        """Serve `desired`. Raises NGINXError when not even the rest of it can be served."""
+        """Serve `desired`. Raises ReleaseFailed when not even the rest of it can be served."""
         with self._running:
             applied = self._nginx.apply(desired.sites(), desired.files(), desired.thumbprint)
             self.release, self.quarantined = applied.release, dict(applied.quarantined)
