@@ -20,6 +20,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
+from urllib.parse import unquote
 
 import crossplane
 from crossplane.errors import NgxParserBaseException
@@ -65,6 +66,9 @@ _REACH_FILES = """
     ssl_certificate_key try_files uwsgi_pass
 """
 _SET_FOR_ALL = "events http listen real_ip_header resolver server server_name set_real_ip_from upstream"
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?:\[(?P<ip6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?(?P<path>/[^?#$]*)?"
+)
 _END = "end_of_custom_code"
 
 
@@ -146,7 +150,7 @@ def _block(tokens: Iterator[tuple[str, int, bool]], depth: int) -> Iterator[Dire
             yield Directive(name, _condition(arguments, first) if name == "if" else arguments, block, first)
             words = []
     if words:
-        raise CustomCodeError(f'line {first}: "{words[0]}" is not ended by ";"', first)
+        raise CustomCodeError(f'line {first}: "{words[0]}" is not ended by ";", or a quote in it is not closed', first)
 
 
 def _condition(arguments: tuple[str, ...], line: int) -> tuple[str, ...]:
@@ -196,30 +200,29 @@ def _check_values(directive: Directive) -> None:
             raise CustomCodeError(f'line {line}: the path of a location begins with "/"', line)
         if not modifier.startswith("~") and path.startswith(ACME_PREFIX):
             raise CustomCodeError(f"line {line}: {ACME_PREFIX}/ belongs to certificate issuing", line)
+        for inner in directive.block or ():
+            if inner.name == "proxy_pass" and modifier.startswith(("~", "@")) and parse_pass(inner)[3] is not None:
+                raise CustomCodeError(
+                    f"line {inner.line}: proxy_pass takes no path here, as this location has no prefix to replace",
+                    inner.line,
+                )
     if name == "proxy_pass":
-        if (
-            len(words) != 1
-            or not re.fullmatch(r"https?://[^\s$]+", words[0])
-            or words[0].lower()[6:].startswith("/unix:")
-        ):
-            raise CustomCodeError(
-                f"line {line}: proxy_pass takes an http:// or https:// URL without variables, and no UNIX socket", line
-            )
-        parse_pass(words[0], line)
+        path = parse_pass(directive)[3] or ""
+        if any(character in unquote(path) for character in "?$"):
+            raise CustomCodeError(f"line {line}: the path of proxy_pass cannot hold an encoded ? or $", line)
 
 
-def parse_pass(url: str, line: int) -> tuple[Literal["http", "https"], str, int, str | None]:
+def parse_pass(directive: Directive) -> tuple[Literal["http", "https"], str, int, str | None]:
     """Scheme, host (IPv6 without brackets), port and path (None: none given) of a proxy_pass. CustomCodeError."""
-    found = re.fullmatch(
-        r"(?P<scheme>https?)://(?:\[(?P<ip6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?(?P<path>/[^?#]*)?",
-        url,
-    )
-    port = int((found and found["port"]) or (443 if url.startswith("https") else 80))
-    if not found or not 0 < port < 65536:
+    found = _URL.fullmatch(directive.arguments[0]) if len(directive.arguments) == 1 else None
+    if found is None or found["host"] == "unix" or not 0 < int(found["port"] or 80) < 65536:
         raise CustomCodeError(
-            f'line {line}: "{url}" is no URL; accepted: http://name:8080 or http://name:8080/path/', line
+            f"line {directive.line}: proxy_pass takes a URL without variables, no UNIX socket; "
+            "accepted: http://name:8080 or https://name/path/",
+            directive.line,
         )
     scheme: Literal["http", "https"] = "https" if found["scheme"] == "https" else "http"
+    port = int(found["port"] or {"http": 80, "https": 443}[scheme])
     return scheme, (found["ip6"] or found["host"]).lower(), port, found["path"]
 
 

@@ -76,6 +76,7 @@ class Layout:
     json_log: bool = True
     thumbprint: str = ""  # of the ACME account key; "": none yet, challenges are answered with 404
     user: str = ""  # account of the workers; only where NGINX starts as root
+    open_files: int = 20_000  # limit of a worker; a connection that is passed on takes two
     trusted_certificates: str = "/etc/ssl/certs/ca-certificates.crt"  # roots that sign TLS upstreams
 
 

@@ -74,7 +74,8 @@ class Process:
         try:
             tested = subprocess.run(
                 [*self.command(configuration), "-t", "-q"], env=environment, pass_fds=self._held, timeout=120,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                text=True, errors="replace",
             )  # fmt: skip
         except FileNotFoundError:
             raise NGINXMissing from None

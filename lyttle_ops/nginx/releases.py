@@ -7,6 +7,7 @@ render → stage → `nginx -t` → switch `live` → HUP → the running NGINX 
 import hashlib
 import os
 import pwd
+import resource
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +26,7 @@ from lyttle_ops.nginx.render import release_hash, render_main, render_site, site
 from lyttle_ops.settings import Settings
 
 _ACCOUNTS = ("www-data", "nginx", "nobody")  # Debian's, nginx.org's, everybody's
+_MOST_FILES = 65_536  # open files of a worker
 _ONE_BY_ONE = 3  # sites found by what NGINX says; when there are more, every suspect is tested by itself
 
 _reloads = Counter("lyttle_nginx_reloads_total", "Reloads of NGINX by how they ended", ["result"])
@@ -47,6 +49,7 @@ def layout_of(settings: Settings, folder: Path, instance_id: str) -> Layout:
         access_log=settings.access_log,
         json_log=is_json(settings.log_format),
         user=worker_account(),
+        open_files=_open_files(),
     )
 
 
@@ -56,6 +59,12 @@ def worker_account() -> str:
         return ""
     known = {entry.pw_name for entry in pwd.getpwall()}
     return next((name for name in _ACCOUNTS if name in known), "root")
+
+
+def _open_files() -> int:
+    """What workers may raise their limit to without being root."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
 
 
 class NGINX:

@@ -57,6 +57,8 @@ def render_main(layout: Layout, site_files: Iterable[str]) -> str:
     return _TEMPLATES.get_template("nginx.conf.j2").render(
         path=lambda name: fields.file(layout.folder, name),
         user=fields.identifier(layout.user) if layout.user else None,
+        open_files=number(layout.open_files),
+        connections=number(layout.open_files // 2),
         names_hash_size=number(size),
         access_log=layout.access_log,
         json_log=layout.json_log,

@@ -230,7 +230,7 @@ def _handler(site: Site, layout: Layout) -> list[Directive]:
 
 def _custom_pass(location: Directive, given: Directive, site: Site, layout: Layout, names: set[str]) -> list[Directive]:
     """The `proxy_pass` of a custom location: its name is resolved at run time too."""
-    scheme, host, port, path = parse_pass(given.arguments[0], given.line)
+    scheme, host, port, path = parse_pass(given)
     target = Target(scheme, "127.0.0.1" if host == "localhost" else host, port)
     url = f"{scheme}://{fields.authority(target)}" + ("" if target.is_address else "$lyttle_nothing")
     result = [directive for directive in _tls(site, target, layout) if directive.name not in names]

@@ -12,7 +12,7 @@ from typing import Self
 
 from lyttle_ops.nginx.errors import UnsafeValue
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+*~^$\[\]-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+*~^$%\[\]-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ESCAPE = re.compile(r"\\([\"'\\trn])")
