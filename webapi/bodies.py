@@ -3,7 +3,7 @@
 from typing import Any
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from webapi.errors import FieldError, error_response
 
@@ -29,6 +29,9 @@ def _check() -> Response | None:
         return None
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("the body must be JSON, with Content-Type: application/json")
+    # A body without a length is cut off at the limit, silently; what is cut may not pass for the whole.
+    if request.content_length is None and len(request.get_data(cache=True)) >= MOST_BYTES:
+        raise RequestEntityTooLarge
     try:
         body = request.get_json()
     except BadRequest as exc:

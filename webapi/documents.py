@@ -31,6 +31,8 @@ class API(OpenAPI):
                 added = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
                 if added.get("schema", {}).get("type") == "array":
                     del operation["responses"]["422"]
+                if "description" in operation:  # it joins the lines of a docstring with <br/>
+                    operation["description"] = operation["description"].replace("<br/>", "\n").strip()
 
 
 def make_app(name: str) -> API:
@@ -48,6 +50,7 @@ def make_app(name: str) -> API:
             },
         },
         validation_error_model=ErrorBody,
+        static_folder=None,
     )
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flask import Flask, Response, jsonify, make_response
+from flask import Flask, Response, g, jsonify, make_response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from werkzeug.exceptions import HTTPException
 
@@ -15,6 +15,7 @@ from lyttle_ops.accounts import InvalidCredentials, PasswordRefused, SessionEnde
 from lyttle_ops.certificates.model import CertificateNotFound
 from lyttle_ops.db import DatabaseBusy, DatabaseError, DatabaseMisconfigured, DatabaseUnavailable
 from lyttle_ops.proxies import DomainTaken, ProxyNotFound
+from webapi.services import services
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ def _database_error(error: DatabaseError) -> Response:
         )
     if isinstance(error, DatabaseUnavailable | DatabaseMisconfigured):
         log.warning("A request failed: %s", error)
+        services().gate.report_failure(g.started)
         return error_response(
             503,
             "database_unavailable",

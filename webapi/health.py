@@ -1,12 +1,11 @@
 """/health: whether this process answers, and whether the instance as a whole is ready. Neither uses SQL."""
 
 import time
-from typing import Any
 
 from flask import Response, jsonify
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from webapi.documents import failures
 from webapi.errors import FieldError, error_response
@@ -30,6 +29,23 @@ class CheckBody(BaseModel):
 
     ok: bool
     message: str
+
+
+class NodeStatus(BaseModel):
+    """What the node's status file says, as far as it matters here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    written_at: float
+    state: str
+    failure: str | None
+    node: str
+    instance_id: str
+    version: str
+    leader: bool
+    term: int | None
+    revision: int
+    checks: dict[str, CheckBody]
 
 
 class ReadyBody(BaseModel):
@@ -56,29 +72,43 @@ def live() -> Response:
 @blueprint.get("/ready", responses={200: ReadyBody, **failures(503)})
 def ready() -> Response:
     """Whether this instance is ready; 503 names the failing checks as fields"""
-    status = read_status()
+    status = _status()
+    if isinstance(status, FieldError):
+        return _not_ready([status])
     failing = _failing(status)
-    if failing or status is None:
-        names = ", ".join(field.field for field in failing)
-        return error_response(503, "not_ready", f"failing: {names}", failing)
-    body = ReadyBody.model_validate({**status, "status": "ready"})
+    if failing:
+        return _not_ready(failing)
+    body = ReadyBody.model_validate({**status.model_dump(), "status": "ready"})
     return jsonify(body.model_dump(mode="json"))
 
 
-def _failing(status: dict[str, Any] | None) -> list[FieldError]:
-    if status is None:
-        return [FieldError(field="node", message="there is no status file: the node process is not running")]
-    age = time.time() - status.get("written_at", 0)
+def _status() -> NodeStatus | FieldError:
+    content = read_status()
+    if content is None:
+        return FieldError(field="node", message="there is no status file: the node process is not running")
+    try:
+        status = NodeStatus.model_validate(content)
+    except ValidationError as exc:
+        return FieldError(field="node", message=f"its status file is not understood: {exc.errors()[0]['loc']}")
+    age = time.time() - status.written_at
     if age > OLDEST_STATUS:
         # What an old file says about the checks is not known to be true any more.
-        return [FieldError(field="node", message=f"its status is {age:.0f} s old: the node process hangs or is gone")]
+        return FieldError(field="node", message=f"its status is {age:.0f} s old: the node process hangs or is gone")
+    return status
+
+
+def _failing(status: NodeStatus) -> list[FieldError]:
     failing = []
-    if status.get("state") != "ready":
-        message = status.get("failure") or f"is {status.get('state')}"
-        failing.append(FieldError(field="node", message=str(message)))
+    if status.state != "ready":
+        failing.append(FieldError(field="node", message=status.failure or f"is {status.state}"))
     failing += [
-        FieldError(field=name, message=check["message"] or "failing")
-        for name, check in status.get("checks", {}).items()
-        if not check["ok"]
+        FieldError(field=name, message=check.message or "failing")
+        for name, check in status.checks.items()
+        if not check.ok
     ]
     return failing
+
+
+def _not_ready(failing: list[FieldError]) -> Response:
+    names = ", ".join(field.field for field in failing)
+    return error_response(503, "not_ready", f"failing: {names}", failing)

@@ -51,7 +51,7 @@ class ValidateQuery(BaseModel):
     id: int | None = Field(None, description="the entry that is edited, whose domains do not count as taken")
 
 
-class CertificateBody(BaseModel):
+class ProxyCertificateBody(BaseModel):
     """The certificate of an ssl entry; /certificates/{id} has all there is."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -64,7 +64,7 @@ class CertificateBody(BaseModel):
     next_try_at: AwareDatetime | None
 
 
-class LiveBody(BaseModel):
+class RolloutBody(BaseModel):
     """How far the entry's newest version has come; a disabled entry is live where it is no longer served."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -98,8 +98,8 @@ class ProxyBody(BaseModel):
     revision: int = Field(description="number of its last change in the cluster")
     created_at: AwareDatetime
     updated_at: AwareDatetime
-    certificate: CertificateBody | None = Field(None, description="null without ssl")
-    live: LiveBody
+    certificate: ProxyCertificateBody | None = Field(None, description="null without ssl")
+    live: RolloutBody
 
 
 class ProxyListBody(BaseModel):
@@ -213,12 +213,12 @@ def _validation(body: dict[str, Any], proxy_id: int | None) -> ValidationBody:
 
 
 def _body(view: proxies.ProxyView) -> ProxyBody:
-    certificate = CertificateBody.model_validate(view.certificate) if view.certificate else None
+    certificate = ProxyCertificateBody.model_validate(view.certificate) if view.certificate else None
     fields = {name: getattr(view.proxy, name) for name in view.proxy.__slots__}
     return ProxyBody(
         **{**fields, "domains": list(view.proxy.domains)},
         certificate=certificate,
-        live=LiveBody(
+        live=RolloutBody(
             nodes=view.live.nodes, of=view.live.of, waiting=list(view.live.waiting), errors=dict(view.live.errors)
         ),
     )

@@ -49,6 +49,7 @@ def register(app: Flask, key: bytes) -> None:
         JWT_DECODE_LEEWAY=LEEWAY,
         JWT_ENCODE_NBF=False,
         JWT_TOKEN_LOCATION=["headers"],  # never a URL or a cookie
+        JWT_COOKIE_CSRF_PROTECT=False,  # no cookies, so no claim for them
     )
     manager = JWTManager(app)
     manager.token_in_blocklist_loader(_is_over)

@@ -1,0 +1,194 @@
+"""One shape for every error, authentication before everything else, and a database that is away."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from lyttle_ops.db import Database
+from tests.support import loopback, wait
+from tests.support.api import Client, add_admin, application, code_of, fields_of
+from webapi.bodies import MOST_BYTES
+from webapi.tokens import PUBLIC
+
+ENTRY = {"domains": "example.com", "proxy_pass_host": "http://backend:8080"}
+
+
+@pytest.fixture
+def app(database: Database, database_url: str) -> Iterator[Any]:
+    add_admin(database)
+    with application(database_url) as app:
+        yield app
+
+
+@pytest.fixture
+def client(app: Any) -> Client:
+    return Client(app).log_in()
+
+
+@pytest.fixture
+def away() -> str:
+    """URL of a database where nobody listens."""
+    host = loopback.address()
+    return f"postgresql://nobody:top-secret@{host}:{loopback.port(host)}/none"
+
+
+def routes(app: Any) -> list[tuple[str, str, str]]:
+    """Method, path with ids filled in, endpoint."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        for method in rule.methods - {"HEAD", "OPTIONS"}:
+            path = rule.rule.replace("<int:proxy_id>", "5").replace("<int:certificate_id>", "5")
+            found.append((method, path.replace("<path:filename>", "x"), rule.endpoint))
+    return found
+
+
+def test_every_endpoint_that_is_not_public_asks_for_a_token_first(app: Any) -> None:
+    """Before the id is looked up, the body read or its type checked."""
+    client = Client(app)
+    asked = 0
+    for method, path, endpoint in routes(app):
+        if endpoint in PUBLIC:
+            continue
+        for options in ({}, {"data": b"{", "content_type": "application/json"}, {"data": b"x", "content_type": "a/b"}):
+            answer = client.request(method, path, **options)
+            assert (answer.status_code, code_of(answer)) == (401, "token_missing"), (method, path)
+            asked += 1
+    assert asked > 40
+    assert client.post("/proxy", {"x": "y" * (MOST_BYTES + 1)}).status_code == 401
+
+
+def test_what_is_public_is_a_short_list(app: Any) -> None:
+    """Whoever adds an endpoint without a token has to say so here."""
+    paths = {path for _, path, endpoint in routes(app) if endpoint in PUBLIC and not path.startswith("/openapi")}
+    assert paths == {"/auth/login", "/health/live", "/health/ready", "/metrics"}
+    assert {endpoint for _, _, endpoint in routes(app)} >= PUBLIC
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status", "code"),
+    [
+        ("GET", "/nowhere", {}, 404, "not_found"),
+        ("GET", "/proxy/", {}, 404, "not_found"),
+        ("GET", "/proxy/x", {}, 404, "not_found"),
+        ("GET", "/proxy/-1", {}, 404, "not_found"),
+        ("GET", "/proxy/5", {}, 404, "proxy_not_found"),
+        ("GET", f"/proxy/{10**30}", {}, 404, "proxy_not_found"),
+        ("DELETE", "/proxy/5", {}, 404, "proxy_not_found"),
+        ("PATCH", "/proxy/5", {"json": {}}, 404, "proxy_not_found"),
+        ("GET", "/certificates/5", {}, 404, "certificate_not_found"),
+        ("POST", "/certificates/5/renew", {}, 404, "certificate_not_found"),
+        ("GET", f"/certificates/{10**30}", {}, 404, "certificate_not_found"),
+        ("PUT", "/proxy", {"json": ENTRY}, 405, "method_not_allowed"),
+        ("POST", "/proxy/5", {"json": ENTRY}, 405, "method_not_allowed"),
+        ("POST", "/proxy", {"data": b"{", "content_type": "application/json"}, 400, "bad_request"),
+        ("POST", "/proxy", {"data": b"", "content_type": "application/json"}, 400, "bad_request"),
+        ("POST", "/proxy", {"data": b"\xff", "content_type": "application/json"}, 400, "bad_request"),
+        ("POST", "/proxy", {"data": b"[" * 100_000, "content_type": "application/json"}, 400, "bad_request"),
+        ("POST", "/proxy", {"data": b"1" * 9_000, "content_type": "application/json"}, 400, "bad_request"),
+        ("POST", "/proxy", {"data": b"a=b", "content_type": "text/plain"}, 415, "unsupported_media_type"),
+        ("POST", "/proxy", {"data": {"a": "b"}}, 415, "unsupported_media_type"),
+        ("POST", "/proxy", {}, 415, "unsupported_media_type"),
+        ("PATCH", "/proxy/5", {"data": b"{}"}, 415, "unsupported_media_type"),
+        ("POST", "/proxy", {"json": {**ENTRY, "x": "y" * MOST_BYTES}}, 413, "body_too_large"),
+        ("POST", "/proxy", {"json": []}, 422, "validation_failed"),
+        ("POST", "/proxy", {"json": None, "data": b"null", "content_type": "application/json"}, 422, "validation_failed"),
+        ("POST", "/proxy", {"json": json.dumps(ENTRY)}, 422, "validation_failed"),  # JSON inside a JSON string
+        ("POST", "/proxy", {"json": {}}, 422, "validation_failed"),
+        ("GET", "/proxy?limit=0", {}, 422, "validation_failed"),
+        ("GET", "/proxy?limit=x", {}, 422, "validation_failed"),
+        ("GET", "/proxy?offset=-1", {}, 422, "validation_failed"),
+        ("GET", "/proxy?offset=99999999999999999999", {}, 422, "validation_failed"),
+        ("GET", "/proxy?domain=a%00b", {}, 422, "validation_failed"),
+        ("GET", "/proxy?color=blue", {}, 422, "validation_failed"),
+    ],
+)  # fmt: skip
+def test_an_error_has_its_status_and_code(
+    client: Client, method: str, path: str, options: dict[str, Any], status: int, code: str
+) -> None:
+    """The client of these tests checks the shape of each error."""
+    if options.get("json", 0) is None:
+        options = {key: value for key, value in options.items() if key != "json"}
+    answer = client.request(method, path, **options)
+    assert (answer.status_code, code_of(answer)) == (status, code)
+
+
+def test_a_405_says_what_is_allowed(client: Client) -> None:
+    allowed = client.request("PUT", "/proxy").headers["Allow"]
+    assert {"GET", "POST"} <= {method.strip() for method in allowed.split(",")}
+
+
+def test_a_422_names_every_field_by_its_path(client: Client) -> None:
+    body = {"domains": ["ok.example.com", "*.example.com"], "proxy_pass_host": "http://u@b", "ssl": "true", "x": 1}
+    fields = fields_of(client.post("/proxy", body))
+    assert set(fields) == {"domains.1", "proxy_pass_host", "ssl", "x"}
+    assert "wildcard" in fields["domains.1"]
+    assert "accepted:" in fields["proxy_pass_host"]
+
+
+def test_a_422_of_the_whole_entry_names_the_field_it_is_about(client: Client) -> None:
+    assert set(fields_of(client.post("/proxy", {**ENTRY, "domains": "intranet", "ssl": True}))) == {"domains"}
+
+
+def test_an_unexpected_error_is_a_500_that_tells_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("webapi.proxies.proxies.view_of_proxy", fail)
+    answer = client.get("/proxy/5")
+    assert (answer.status_code, code_of(answer)) == (500, "internal_error")
+    assert "a secret" not in answer.text
+
+
+def test_every_answer_is_neither_kept_nor_framed(client: Client) -> None:
+    for answer in (client.get("/auth/me"), client.get("/nowhere"), client.get("/health/live"), client.get("/openapi")):
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+
+
+def test_without_a_database_the_api_starts_lives_and_says_so(away: str, tmp_path: Path) -> None:
+    with application(away, tmp_path) as app:
+        client = Client(app)
+        started = time.monotonic()
+        answer = client.post("/auth/login", {"username": "admin", "password": "anything at all"})
+        assert (answer.status_code, code_of(answer)) == (503, "database_unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert "top-secret" not in answer.text
+        assert time.monotonic() - started < 8
+        # Health costs no SQL, and the next request does not wait as long as the first.
+        started = time.monotonic()
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/metrics").status_code == 200
+        assert client.post("/auth/login", {"username": "admin", "password": "x"}).status_code == 503
+        assert time.monotonic() - started < 0.5
+
+
+def test_a_session_that_the_database_ended_costs_no_request(client: Client, database_url: str) -> None:
+    """The pool looks at a connection's socket before it hands the connection out."""
+    assert client.get("/auth/me").status_code == 200
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid()"
+        )
+        others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        wait.until(lambda: connection.execute(others).fetchone() is None)
+    assert client.get("/auth/me").status_code == 200
+
+
+def test_a_database_that_refuses_connections_comes_back_without_a_hand(
+    client: Client, database_url: str, postgres: Any
+) -> None:
+    name = database_url.rpartition("/")[2]
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        assert client.get("/auth/me").status_code == 503
+        assert client.get("/health/live").status_code == 200
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    wait.until(lambda: client.get("/auth/me").status_code == 200, 15)
