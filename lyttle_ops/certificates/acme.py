@@ -141,6 +141,12 @@ class _Transport(HTTPAdapter):
         self.status, self.retry_after = response.status_code, _retry_after(response)
         return response
 
+    def close(self) -> None:
+        # urllib3 leaves closing to the garbage collector, and an error's traceback keeps its pool alive.
+        for key in self.poolmanager.pools.keys():  # noqa: SIM118 - urllib3's container forbids iteration
+            self.poolmanager.pools[key].close()
+        super().close()
+
 
 class _Network(client.ClientNetwork):
     """The library tries a bad nonce once more; a CA under load may refuse several in a row (RFC 8555 6.5)."""
@@ -213,16 +219,12 @@ class CA:
         Raises AccountDeactivated when the CA knows the key and has closed its account.
         """
         registration = messages.NewRegistration.from_data(email=email, terms_of_service_agreed=True)
+        self._network.account = None  # a newAccount request is signed with the key itself (7.3)
         with self._words():
-            self._network.account = None  # a newAccount request is signed with the key itself (7.3)
-            try:
+            url = None
+            with self._existing_account() as existing:
                 url = str(self._connected().new_account(registration).uri)
-            except acme_errors.ConflictError as exc:  # the library's word for "exists already"
-                url = str(exc.location)
-            except messages.Error as exc:
-                if _code(exc) == "unauthorized":
-                    raise AccountDeactivated(describe(exc)) from exc
-                raise
+            url = url or existing[0]
         self.use_account(url)
         return url
 
@@ -231,16 +233,8 @@ class CA:
         lookup = messages.NewRegistration(only_return_existing=True)
         account, self._network.account = self._network.account, None
         try:
-            with self._words():
-                found = self._connected().new_account(lookup)
-        except CARefused as exc:
-            if isinstance(exc.__cause__, messages.Error) and _code(exc.__cause__) == "unauthorized":
-                raise AccountDeactivated(str(exc)) from exc
-            if not isinstance(exc.__cause__, acme_errors.ConflictError):
-                raise
-        else:
-            if found.body.status == messages.STATUS_DEACTIVATED:
-                raise AccountDeactivated
+            with self._words(), self._existing_account():
+                self._connected().new_account(lookup)
         finally:
             self._network.account = account
 
@@ -367,6 +361,19 @@ class CA:
             return window.start, window.end
 
     # --- inside ---
+
+    @contextmanager
+    def _existing_account(self) -> Iterator[list[str]]:
+        """newAccount for a key the CA knows: the library raises its URL, and a closed account is refused (7.3.6)."""
+        urls: list[str] = []
+        try:
+            yield urls
+        except acme_errors.ConflictError as exc:
+            urls.append(str(exc.location))
+        except messages.Error as exc:
+            if _code(exc) == "unauthorized":
+                raise AccountDeactivated(describe(exc)) from exc
+            raise
 
     def _connected(self) -> _Client:
         if self._client is None:

@@ -78,6 +78,12 @@ class _Server(ThreadingHTTPServer):
             self._open.discard(request)
         super().shutdown_request(request)
 
+    def replace(self, old: socket.socket, new: socket.socket) -> None:
+        """TLS takes a connection over, or gives it back: the one that close() can cut."""
+        with self._mutex:
+            self._open.discard(old)
+            self._open.add(new)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # a client that was killed, or a connection cut on purpose
 
@@ -135,12 +141,20 @@ class Fault:
     answer: tuple[int, dict[str, str], bytes] | None = None
     reached: threading.Event = field(default_factory=threading.Event)
     _released: threading.Event = field(default_factory=threading.Event)
+    _dropped: bool = False
 
     def release(self) -> None:
         self._released.set()
 
-    def wait(self) -> None:
+    def drop(self) -> None:
+        """End a hold by cutting the connection: the request never arrives, or its answer does not."""
+        self._dropped = True
+        self._released.set()
+
+    def wait(self) -> bool:
+        """Hold; True when the connection is to be cut."""
         self._released.wait()
+        return self._dropped
 
 
 class CAProxy:
@@ -215,6 +229,7 @@ class CAProxy:
                 # Here and not in accept(), which a silent client would block.
                 self.plain = self.request
                 self.request = server_tls.wrap_socket(self.request, server_side=True)
+                proxy._server.replace(self.plain, self.request)
                 self.upstream: http.client.HTTPSConnection | None = None
                 super().setup()
 
@@ -224,6 +239,7 @@ class CAProxy:
                 finally:
                     if self.upstream is not None:
                         self.upstream.close()
+                    proxy._server.replace(self.request, self.plain)
                     self.request.close()
 
             def do_GET(self) -> None:
@@ -256,8 +272,7 @@ class CAProxy:
 
             def suffer(self, fault: Fault) -> bool:
                 """Let the fault happen; True when the request is done with."""
-                if fault.action == "hold":
-                    fault.wait()
+                if fault.action == "hold" and not fault.wait():
                     return False
                 if fault.answer is not None:
                     self.reply(*fault.answer)
