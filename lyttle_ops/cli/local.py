@@ -217,7 +217,8 @@ TOKEN=$({curl} {first.api}/auth/login -H 'content-type: application/json' -d @{l
 3. Look at its certificate and answer, on each node:
 
 for node in {hosts}; do
-  {curl} -v --cacert {root} --connect-to ::$node:{https} https://demo.example.test/ 2>&1 \\
-    | grep -E 'Connected to|subject:|issuer:|expire date:|^{{|curl:'
+  echo "== $node"
+  {curl} -Sv --cacert {root} --connect-to ::$node:{https} https://demo.example.test/ 2>&1 \\
+    | grep -E 'subject:|issuer:|expire date:|^[{{]"|^curl:'
 done
 """

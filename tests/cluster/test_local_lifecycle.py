@@ -60,7 +60,7 @@ def test_status_says_where_everything_is(cluster: LocalCommand) -> None:
         assert node["ready"]
         assert b"lyttle_ops.cli" in Path(f"/proc/{node['pid']}/cmdline").read_bytes()
         assert requests.get(f"{node['api']}/health/ready", timeout=5).status_code == 200
-    wait.until(cluster.leader, what="a leader")
+    wait.until(cluster.leader, 45, "a leader", every=0.5)
     assert cluster.token()
 
 
