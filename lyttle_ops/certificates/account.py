@@ -49,7 +49,7 @@ class Account:
 
     def attach(self, ca: CA) -> None:
         """Make `ca` sign as the account, registering it when it is not. Raises CAError, AccountDeactivated."""
-        row = self._row()
+        row = self._row_for(ca)
         if row.account_url is not None:
             ca.use_account(row.account_url)
         else:
@@ -62,7 +62,7 @@ class Account:
         """
         try:
             with self._locks.lock(f"acme:account:{self._directory_url}", REGISTRATION_TIMEOUT):
-                row = self._row()
+                row = self._row_for(ca)
                 if row.account_url not in (None, unless):
                     ca.use_account(str(row.account_url))
                     return
@@ -80,20 +80,23 @@ class Account:
         """Where the CA keeps it, None when it is not registered."""
         return self._row().account_url
 
-    def replace(self, reason: AccountDeactivated) -> None:
-        """Make a new key, since the CA has closed the account of the present one."""
-        row = self._row()
+    def replace(self, ca: CA, reason: AccountDeactivated) -> None:
+        """Make a new key, since the CA has closed the account of the one `ca` signs with; once for all who notice."""
+        try:
+            row = self._row_for(ca)
+        except CAUnreachable:
+            return  # somebody has done it
+        values = {**self._new_key(), "directory_url": self._directory_url, "old_private_key": row.private_key}
         with self._database.connection() as connection:
-            replaced = connection.execute(
-                queries.replace_account,
-                {
-                    **self._new_key(),
-                    "directory_url": self._directory_url,
-                    "old_private_key": row.private_key,
-                },
-            ).fetchone()
+            replaced = connection.execute(queries.replace_account, values).fetchone()
         if replaced:
             log.warning("The CA %s has closed the account (%s): made a new one", self._directory_url, reason)
+
+    def _row_for(self, ca: CA) -> _Row:
+        row = self._row()
+        if self._decrypt(row) != ca.key:
+            raise CAUnreachable("the account's key was replaced meanwhile; the next try uses the new one")
+        return row
 
     def _row(self) -> _Row:
         row = self._select()

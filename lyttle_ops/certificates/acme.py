@@ -6,7 +6,6 @@ every call has a deadline, and every failure becomes one of the errors below, in
 
 import logging
 import threading
-import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from requests.adapters import HTTPAdapter
 
 from lyttle_ops import __version__
 from lyttle_ops.certificates.model import Issued
+from lyttle_ops.clock import Clock
 from lyttle_ops.errors import LyttleOpsError
 
 log = logging.getLogger(__name__)
@@ -98,30 +98,42 @@ class NewOrder(messages.NewOrder):
 
 
 class Deadline:
-    """Asked before each call: how many seconds may it take? Raises what forbids it."""
+    """Asked before each call: how many seconds may it take? Raises what forbids it.
 
-    def __init__(self, seconds: float | None, stop: threading.Event, also: Callable[[], None] = lambda: None) -> None:
-        self._end = None if seconds is None else time.monotonic() + seconds
+    `seconds` is for the whole conversation (None: each call for itself); `also` is called before each call.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None,
+        stop: threading.Event,
+        clock: Clock,
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.clock = clock
+        self._seconds = seconds
+        self._end = None if seconds is None else clock.monotonic() + seconds
         self._stop = stop
         self._also = also
 
     def check(self) -> float:
-        """Seconds left, at most CALL_TIMEOUT. Raises Stopping, CAUnreachable, or what `also` raises."""
+        """Seconds the next call may take, at most CALL_TIMEOUT. Raises Stopping, CAUnreachable, what `also` raises."""
         if self._stop.is_set():
             raise Stopping
         self._also()
         return min(CALL_TIMEOUT, self.left())
 
     def left(self) -> float:
+        """Seconds until the end. Raises CAUnreachable when there are none."""
         if self._end is None:
             return CALL_TIMEOUT
-        left = self._end - time.monotonic()
+        left = self._end - self.clock.monotonic()
         if left <= 0:
-            raise CAUnreachable(f"the CA was not done within {ORDER_TIMEOUT:.0f} s; the order will be resumed")
+            raise CAUnreachable(f"the CA was not done within {self._seconds:.0f} s; the order will be resumed")
         return left
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the deadline or when the node stops."""
+        """Wait, but not beyond the end or when the node stops."""
         self._stop.wait(min(seconds, self.left()))
 
 
@@ -191,7 +203,7 @@ class CA:
     def __init__(self, directory_url: str, ca_file: Path | None, key: JWK, deadline: Deadline) -> None:
         self._directory_url = directory_url
         self._host = urlsplit(directory_url).netloc
-        self._key = key
+        self.key = key
         self._deadline = deadline
         self._transport = _Transport(deadline)
         self._network = _Network(
@@ -281,7 +293,7 @@ class CA:
                 continue  # answered by whoever had this order before
             try:
                 with self._words():
-                    self._connected().answer_challenge(challenge, challenge.chall.response(self._key))
+                    self._connected().answer_challenge(challenge, challenge.chall.response(self.key))
             except CARefused:
                 # It may have been decided between the two calls; then what it came to counts.
                 if self._authorization(url).status == messages.STATUS_PENDING:
@@ -330,10 +342,12 @@ class CA:
         """What made an order invalid: the errors of its challenges, else its own; or that it expired."""
         problems: list[messages.Error] = []
         words = []
+        ends = [order.expires]
         for url in order.authorizations or ():
             authorization = self._authorization(url)
             if authorization.status == messages.STATUS_VALID:
                 continue
+            ends.append(authorization.expires)
             for challenge in authorization.challenges or ():
                 if challenge.error is not None:
                     problems.append(challenge.error)
@@ -343,8 +357,9 @@ class CA:
             words.append(describe(order.error))
         if words:
             return _classify(problems, "; ".join(words), self._transport.status, None)
-        if order.expires is not None and order.expires <= datetime.now(UTC):
-            return OrderGone(f"the order expired at {order.expires:%Y-%m-%d %H:%M} UTC")
+        expired = [end for end in ends if end is not None and end <= self._deadline.clock.now()]
+        if expired:
+            return OrderGone(f"the order or a part of it expired at {min(expired):%Y-%m-%d %H:%M} UTC")
         return CARefused("the CA made the order invalid without a reason")
 
     # --- renewal information (RFC 9773) ---

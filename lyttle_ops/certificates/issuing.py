@@ -65,7 +65,7 @@ class Issuing:
             self._start_anew(exc)
             raise CAUnreachable(f"the CA lost a new order: {exc}") from exc
         except AccountDeactivated as exc:
-            self._account.replace(exc)
+            self._account.replace(self._ca, exc)
             # Every node has to render the new thumbprint before the CA may look, so this try ends here.
             raise CAUnreachable(f"{exc}; a new account will be registered") from exc
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+from prometheus_client import Counter, Histogram
+
 from lyttle_ops.certificates import renewal, store
 from lyttle_ops.certificates.account import Account
 from lyttle_ops.certificates.acme import CA, ORDER_TIMEOUT, CAError, CARefused, Deadline, Stopping
@@ -28,6 +30,14 @@ from lyttle_ops.db.connection import Connection
 log = logging.getLogger(__name__)
 
 queries = load_queries("lyttle_ops.certificates")
+
+_tries = Counter("lyttle_certificate_tries_total", "Calls of ensure_certificate by what they came to", ["outcome"])
+_refusals = Counter("lyttle_certificate_failures_total", "Failed orders by kind", ["kind"])
+_issue_seconds = Histogram(
+    "lyttle_certificate_issue_seconds",
+    "Time an order took with the CA, failed ones included",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 90),
+)
 
 
 class ACMESettings(Protocol):
@@ -96,6 +106,11 @@ class Certificates:
         prove, WrongMasterKey when this node cannot use the cluster's account, LockLost, DatabaseError.
         """
         names = domain_set(domains)
+        outcome = self._ensure(names)
+        _tries.labels(outcome.value).inc()
+        return outcome
+
+    def _ensure(self, names: tuple[str, ...]) -> Outcome:
         if (settled := _settled(self._look(names))) is not None:
             return settled
         lock = self._locks.try_acquire_lock(lock_name(names))
@@ -182,16 +197,20 @@ class Certificates:
 
     def _issue(self, certificate_id: int, names: tuple[str, ...], lock: Lock) -> Outcome:
         key = self._account.key()  # before anything is written: a node without it must not spoil the order
-        ca = CA(self._directory_url, self._ca_file, key, Deadline(ORDER_TIMEOUT, self._stop, lock.ensure_held))
+        ca = CA(
+            self._directory_url, self._ca_file, key, Deadline(ORDER_TIMEOUT, self._stop, self._clock, lock.ensure_held)
+        )
         issuing = Issuing(self._ledger, self._account, ca, self._keyring, self._directory_url, certificate_id, names)
         try:
-            issuing.run()
+            with _issue_seconds.time():
+                issuing.run()
             return Outcome.ISSUED
         except Stopping:
             return Outcome.STOPPED
         except CAError as exc:
             lock.ensure_held()  # what is not ours any more is not ours to judge
             wait = self._ledger.record_failure(issuing.order, exc)
+            _refusals.labels(type(exc).__name__).inc()
             log.warning("No certificate for %s, next try in %s: %s", ", ".join(names), wait, exc)
             return Outcome.FAILED
         finally:
@@ -204,7 +223,7 @@ class Certificates:
             rows = connection.execute(queries.renewable, {"directory_url": self._directory_url}).fetchall()
         if not rows:
             return
-        ca = CA(self._directory_url, self._ca_file, self._account.key(), Deadline(None, self._stop))
+        ca = CA(self._directory_url, self._ca_file, self._account.key(), Deadline(None, self._stop, self._clock))
         try:
             for row in rows:
                 try:

@@ -163,19 +163,28 @@ def test_an_account_the_ca_has_forgotten_is_registered_again(lab: Lab, make: Nod
     assert lab.proxy.seen["newAccount"] == 2
 
 
-def test_a_deactivated_account_is_replaced_and_every_node_renders_the_new_thumbprint(lab: Lab, make: NodeMaker) -> None:
-    node = make()
-    node.certificates.ensure_certificate(["a.example.com"])
-    old = node.certificates.account_thumbprint()
-    _deactivate(lab, node)
-    revision = _revision(node)
-    assert node.certificates.ensure_certificate(["b.example.com"]) is Outcome.FAILED
-    assert "deactivated" in _last_error(node, "b.example.com")
-    lab.answerer.thumbprint = node.certificates.account_thumbprint()
+def test_a_deactivated_account_is_replaced_once_and_every_node_renders_the_new_thumbprint(
+    lab: Lab, make: NodeMaker
+) -> None:
+    """Three orders notice at the same time; the key changes once, and the revision tells the nodes."""
+    nodes = [make(name) for name in ("n1", "n2", "n3")]
+    nodes[0].certificates.ensure_certificate(["a.example.com"])
+    old = nodes[0].certificates.account_thumbprint()
+    _deactivate(lab, nodes[0])
+    revision = _revision(nodes[0])
+
+    def issue(node: TestNode) -> Outcome:
+        return node.certificates.ensure_certificate([f"{node.name}.example.com"])
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(issue, nodes)) == [Outcome.FAILED] * 3
+    assert _revision(nodes[0]) == revision + 1
+    assert any("deactivated" in _last_error(node, f"{node.name}.example.com") for node in nodes)
+    (lab.answerer.thumbprint,) = {node.certificates.account_thumbprint() for node in nodes}
     assert lab.answerer.thumbprint != old
-    assert _revision(node) > revision
-    _end_back_off(node)
-    assert node.certificates.ensure_certificate(["b.example.com"]) is Outcome.ISSUED
+    _end_back_off(nodes[0])
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(issue, nodes)) == [Outcome.ISSUED] * 3
 
 
 def test_another_master_key_is_reported_and_leaves_the_others_alone(

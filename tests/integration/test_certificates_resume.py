@@ -145,6 +145,21 @@ def test_an_order_the_ca_has_lost_is_closed_and_replaced_at_once(lab: Lab, make:
     assert "does not know the order any more" in lost["error"]
 
 
+def test_an_order_that_expired_is_closed_and_replaced_at_once(lab: Lab, make: NodeMaker) -> None:
+    """No failure is counted: nobody refused anything."""
+    node = make()
+    lab.proxy.fault("challenge", action="drop")
+    assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.FAILED
+    expired = {"status": "invalid", "expires": "2020-01-01T00:00:00Z", "authorizations": [], "finalize": "https://ca/f"}
+    lab.proxy.answer("order", 200, expired, {"Content-Type": "application/json", "Replay-Nonce": "AAAA"})
+    _end_back_off(node)
+    assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
+    assert [(order["state"], order["error"]) for order in _orders(node)] == [
+        ("failed", "the order or a part of it expired at 2020-01-01 00:00 UTC"),
+        ("issued", None),
+    ]
+
+
 def test_an_order_at_another_ca_is_closed_and_made_anew_at_the_configured_one(lab: Lab, make: NodeMaker) -> None:
     old = make("old")
     lab.proxy.fault("challenge", action="drop")
