@@ -219,8 +219,10 @@ class Leadership:
 
     def reconsider(self) -> None:
         """`eligible` changed: an ineligible leader resigns, an ineligible standby leaves the queue."""
-        self._place_free.set()
-        self._interrupt.set()
+        if self._eligible():
+            self.stand()
+        else:
+            self._interrupt.set()
 
     def release_leader_lock(self) -> None:
         """End this node's term cleanly if it leads; the standby takes over within milliseconds."""
@@ -237,6 +239,7 @@ class Leadership:
                 return
             if not self._eligible():
                 continue
+            self._interrupt.clear()  # meant for what this node was, not for what it becomes
             try:
                 self.acquire_leader_lock()
             except DatabaseError as exc:
@@ -283,7 +286,7 @@ class Leadership:
 
     def _wait_for_lock(self, session: Session) -> bool:
         """Wait in slices inside the leader lock; False when stopped or no longer eligible."""
-        while True:
+        while self._may_wait():
             try:
                 session.query(
                     "SELECT pg_advisory_lock($1)", lock_key(LEADER_LOCK), timeout=WAIT_SLICE + 10, waker=self._interrupt
@@ -292,11 +295,9 @@ class Leadership:
             except StatementFailed as exc:
                 if exc.sqlstate != LOCK_NOT_AVAILABLE:
                     raise
-                if not self._may_wait():
-                    return False
             except Interrupted:
-                self._interrupt.clear()
-                return False
+                break
+        return False
 
     def _may_wait(self) -> bool:
         return not self._stopping.is_set() and self._eligible()

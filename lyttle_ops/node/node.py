@@ -343,7 +343,7 @@ class Node:
         self._scheduler.add_job(self._renew, "interval", hours=RENEWAL_CHECK_HOURS, id="renewal", replace_existing=True)
         self._scheduler.add_job(self._prune, "interval", hours=PRUNE_HOURS, id="prune", replace_existing=True)
         # The first checks of a term, once no predecessor can still believe that it leads.
-        soon = self._clock.now() + timedelta(seconds=leading.TRUST_WINDOW + 0.5)
+        soon = self._clock.now() + timedelta(seconds=0 if self._leadership.settled else leading.TRUST_WINDOW + 0.1)
         self._scheduler.add_job(self._renew, "date", run_date=soon, id="renewal-first", replace_existing=True)
 
     def _end_term(self) -> None:
