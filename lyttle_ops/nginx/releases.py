@@ -215,15 +215,16 @@ class NGINX:
             _reloads.labels("failed").inc()
             raise ReleaseFailed(f"NGINX does not answer with release {release}; its log says why")
         self._files.switch(previous)
-        back = self._reload(previous)
+        # A reload that cannot bind goes on trying for seconds before NGINX looks at the next signal.
+        back = self._reload(previous, at_least=15.0)
         self._files.discard(release)
         _reloads.labels("reverted").inc()
         state = "serves again" if back else "is put back, but does not answer either"
         raise ReleaseFailed(f"release {release} did not come up, NGINX's log says why; release {previous} {state}")
 
-    def _reload(self, release: str) -> bool:
+    def _reload(self, release: str, at_least: float = 0.0) -> bool:
         """HUP, then wait until the new release answers and no worker of the old one takes connections."""
-        deadline = time.monotonic() + max(self._deadline, 5 * self._last_test)
+        deadline = time.monotonic() + max(self._deadline, at_least, 5 * self._last_test)
         old = self._process.accepting_workers()
         with _reload_time.time():
             self._process.reload()

@@ -56,7 +56,8 @@ class Running:
 
     def __init__(self, deadline: float = 15.0, **variables: str) -> None:
         # Workers of another account must be able to pass through, so not pytest's own folder.
-        self.base = Path(tempfile.mkdtemp(prefix="lyttle-ng-"))
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # RUN_DIR is a tmpfs
+        self.base = Path(tempfile.mkdtemp(prefix="lyttle-ng-", dir=memory))
         self.base.chmod(0o755)
         self.folder = self.base / secrets.token_hex(4)
         self.host = loopback.address()
@@ -131,10 +132,7 @@ class Running:
             lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
             lines += [f"Content-Length: {len(body)}"] if body else []
             connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-            answer = b""
-            while part := connection.recv(65536):
-                answer += part
-        return parse(answer)
+            return parse(receive(connection))
 
     @contextmanager
     def connect(self, domain: str | None = None) -> Iterator[socket.socket]:
@@ -152,6 +150,14 @@ def client_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def receive(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    answer = b""
+    while part := connection.recv(65536):
+        answer += part
+    return answer
 
 
 def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -265,7 +271,7 @@ def name_server(answer: Callable[[str], str | None]) -> Iterator[str]:
     host = loopback.address()
     port = loopback.port(host)
     server = dnslib.server.DNSServer(
-        Resolver(), port, host, logger=dnslib.server.DNSLogger("-request,-reply,-truncated,-error,-recv,-send,-data")
+        Resolver(), host, port, logger=dnslib.server.DNSLogger("-request,-reply,-truncated,-error,-recv,-send,-data")
     )
     server.start_thread()
     try:
