@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.b64 import b64encode
 from josepy.jwk import JWKEC
 
-from lyttle_ops.certificates.acme import CA, AccountDeactivated, CAUnreachable
+from lyttle_ops.certificates.acme import CA
 from lyttle_ops.certificates.encryption import Keyring
+from lyttle_ops.certificates.problems import AccountDeactivated, CAUnreachable
 from lyttle_ops.cluster.locks import LockNotAcquired, Locks
 from lyttle_ops.db import Database, load_queries
 

@@ -1,18 +1,15 @@
 """The conversation with an ACME CA (RFC 8555), on top of certbot's `acme` library.
 
 The library signs, keeps nonces and parses; what it waits for in whole seconds is polled here in milliseconds,
-every call has a deadline, and every failure becomes one of the errors below, in the CA's own words.
+every call has a deadline, and every failure becomes one of the errors of problems.py, in the CA's own words.
 """
 
 import logging
-import threading
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -23,155 +20,32 @@ from josepy.errors import Error as JOSEError
 from josepy.json_util import field
 from josepy.jwa import ES256
 from josepy.jwk import JWK
-from requests.adapters import HTTPAdapter
 
 from lyttle_ops import __version__
 from lyttle_ops.certificates.model import Issued
-from lyttle_ops.clock import Clock
-from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.certificates.network import Deadline, Network, Transport, reason
+from lyttle_ops.certificates.problems import (
+    AccountDeactivated,
+    CAError,
+    CARateLimited,
+    CARefused,
+    CARefusedForLong,
+    CAUnreachable,
+    OrderGone,
+    classify,
+    code,
+    describe,
+)
 
 log = logging.getLogger(__name__)
 
-CALL_TIMEOUT = 10.0  # seconds to connect, and for each silence while reading
-ORDER_TIMEOUT = 90.0  # seconds for everything one call of ensure_certificate does with the CA
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.02, 2.0, 1.5  # seconds between two looks at an order
-NONCE_TRIES = 10
-URN = "urn:ietf:params:acme:error:"
-
-# Nothing changes about these by asking again; a person has to act (RFC 8555 6.7).
-_NOT_SOON = {
-    "rejectedIdentifier",
-    "unsupportedIdentifier",
-    "caa",
-    "externalAccountRequired",
-    "invalidContact",
-    "unsupportedContact",
-    "userActionRequired",
-    "badCSR",
-}
-
-
-class CAError(LyttleOpsError):
-    """The CA did not do what was asked. `retry_after`: seconds, when it said so."""
-
-    def __init__(self, message: str | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class CAUnreachable(CAError):
-    """The CA could not be reached, did not answer in time, or had an error of its own."""
-
-
-class CARefused(CAError):
-    """The CA looked at it and said no."""
-
-
-class CARefusedForLong(CARefused):
-    """The CA will say no until a person changes something: do not retry soon."""
-
-
-class CARateLimited(CAError):
-    """The CA's rate limit is reached."""
-
-
-class OrderGone(CAError):
-    """The CA does not know the order any more, or it expired: a new one is needed."""
-
-
-class AccountUnknown(CAError):
-    """The CA does not know the account: it has to be registered (again)."""
-
-
-class AccountDeactivated(CAError):
-    """The CA has closed the account; its key is of no use any more."""
-
-
-class Stopping(Exception):
-    """This node is stopping; the order stays as it is for whoever comes next."""
 
 
 class NewOrder(messages.NewOrder):
     """newOrder with the field that makes a renewal exempt from rate limits (RFC 9773 5)."""
 
     replaces: str | None = field("replaces", omitempty=True)
-
-
-class Deadline:
-    """Asked before each call: how many seconds may it take? Raises what forbids it.
-
-    `seconds` is for the whole conversation (None: each call for itself); `also` is called before each call.
-    """
-
-    def __init__(
-        self,
-        seconds: float | None,
-        stop: threading.Event,
-        clock: Clock,
-        also: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.clock = clock
-        self._seconds = seconds
-        self._end = None if seconds is None else clock.monotonic() + seconds
-        self._stop = stop
-        self._also = also
-
-    def check(self) -> float:
-        """Seconds the next call may take, at most CALL_TIMEOUT. Raises Stopping, CAUnreachable, what `also` raises."""
-        if self._stop.is_set():
-            raise Stopping
-        self._also()
-        return min(CALL_TIMEOUT, self.left())
-
-    def left(self) -> float:
-        """Seconds until the end. Raises CAUnreachable when there are none."""
-        if self._end is None:
-            return CALL_TIMEOUT
-        left = self._end - self.clock.monotonic()
-        if left <= 0:
-            raise CAUnreachable(f"the CA was not done within {self._seconds:.0f} s; the order will be resumed")
-        return left
-
-    def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end or when the node stops."""
-        self._stop.wait(min(seconds, self.left()))
-
-
-class _Transport(HTTPAdapter):
-    """Checks the deadline before each call and remembers what errors need of the last answer."""
-
-    def __init__(self, deadline: Deadline) -> None:
-        super().__init__(max_retries=0)
-        self._deadline = deadline
-        self.status: int | None = None
-        self.retry_after: float | None = None
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        self.status = self.retry_after = None
-        kwargs["timeout"] = self._deadline.check()
-        response = super().send(request, *args, **kwargs)
-        self.status, self.retry_after = response.status_code, _retry_after(response)
-        return response
-
-    def close(self) -> None:
-        # urllib3 leaves closing to the garbage collector, and an error's traceback keeps its pool alive.
-        for key in self.poolmanager.pools.keys():  # noqa: SIM118 - urllib3's container forbids iteration
-            self.poolmanager.pools[key].close()
-        super().close()
-
-
-class _Network(client.ClientNetwork):
-    """The library tries a bad nonce once more; a CA under load may refuse several in a row (RFC 8555 6.5)."""
-
-    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
-        for _ in range(NONCE_TRIES - 1):
-            try:
-                return super().post(*args, **kwargs)
-            except messages.Error as exc:
-                if exc.code != "badNonce":
-                    raise
-                log.debug("The CA refused a nonce, trying another")
-        return super().post(*args, **kwargs)
 
 
 class _Client(client.ClientV2):
@@ -205,8 +79,8 @@ class CA:
         self._host = urlsplit(directory_url).netloc
         self.key = key
         self._deadline = deadline
-        self._transport = _Transport(deadline)
-        self._network = _Network(
+        self._transport = Transport(deadline)
+        self._network = Network(
             key,
             alg=ES256,
             verify_ssl=str(ca_file) if ca_file else True,  # type: ignore[arg-type]  # passed on to requests
@@ -356,7 +230,7 @@ class CA:
             problems.append(order.error)
             words.append(describe(order.error))
         if words:
-            return _classify(problems, "; ".join(words), self._transport.status, None)
+            return classify(problems, "; ".join(words), self._transport.status, None)
         expired = [end for end in ends if end is not None and end <= self._deadline.clock.now()]
         if expired:
             return OrderGone(f"the order or a part of it expired at {min(expired):%Y-%m-%d %H:%M} UTC")
@@ -386,7 +260,7 @@ class CA:
         except acme_errors.ConflictError as exc:
             urls.append(str(exc.location))
         except messages.Error as exc:
-            if _code(exc) == "unauthorized":
+            if code(exc) == "unauthorized":
                 raise AccountDeactivated(describe(exc)) from exc
             raise
 
@@ -405,24 +279,15 @@ class CA:
         try:
             yield
         except messages.Error as exc:
-            raise _classify([exc], describe(exc), self._transport.status, self._transport.retry_after) from exc
+            raise classify([exc], describe(exc), self._transport.status, self._transport.retry_after) from exc
         except requests.RequestException as exc:
-            raise CAUnreachable(f"the CA at {self._host} {_reason(exc)}") from exc
+            raise CAUnreachable(f"the CA at {self._host} {reason(exc)}") from exc
         except (acme_errors.Error, JOSEError, ValueError, KeyError, TypeError, AttributeError) as exc:
             status = self._transport.status
             if status is not None and status >= 400:
                 words = f"the CA at {self._host} answered HTTP {status} without saying why"
-                raise _classify([], words, status, self._transport.retry_after) from exc
+                raise classify([], words, status, self._transport.retry_after) from exc
             raise CAUnreachable(f"the answer of the CA at {self._host} was not understood: {exc!r:.200}") from exc
-
-
-def describe(problem: messages.Error) -> str:
-    """A problem document in one line: type, detail, and its subproblems by name (RFC 8555 6.7)."""
-    words = f"{problem.typ}: {problem.detail or problem.title or 'no detail given'}"
-    for sub in problem.subproblems or ():
-        name = f"{sub.identifier.value}: " if sub.identifier else ""
-        words += f"; {name}{describe(sub)}"
-    return words
 
 
 def renewal_id(chain_pem: str) -> str:
@@ -434,25 +299,6 @@ def renewal_id(chain_pem: str) -> str:
     return ".".join(urlsafe_b64encode(part).rstrip(b"=").decode() for part in (authority, serial))
 
 
-def _classify(problems: Sequence[messages.Error], words: str, status: int | None, retry_after: float | None) -> CAError:
-    codes = {_code(each) for problem in problems for each in (problem, *(problem.subproblems or ()))}
-    if status == 429 or "rateLimited" in codes:
-        if not words.startswith(URN):
-            words = f"{URN}rateLimited: {words}"
-        return CARateLimited(words, retry_after)
-    if "accountDoesNotExist" in codes:
-        return AccountUnknown(words)
-    if (status is not None and status >= 500) or codes & {"serverInternal", "badNonce"}:
-        return CAUnreachable(words, retry_after)
-    if codes & _NOT_SOON:
-        return CARefusedForLong(words, retry_after)
-    return CARefused(words, retry_after)
-
-
-def _code(problem: messages.Error) -> str:
-    return str(problem.typ).removeprefix(URN)
-
-
 def _http_challenge(authorization: messages.Authorization) -> messages.ChallengeBody:
     for challenge in authorization.challenges:
         if isinstance(challenge.chall, challenges.HTTP01):
@@ -462,34 +308,3 @@ def _http_challenge(authorization: messages.Authorization) -> messages.Challenge
 
 def _names(extensions: x509.Extensions) -> list[str]:
     return extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110 10.2.3)."""
-    value = response.headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(int(value)))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _reason(exc: requests.RequestException) -> str:
-    if isinstance(exc, requests.ConnectTimeout):
-        return f"did not accept a connection within {CALL_TIMEOUT:.0f} s"
-    if isinstance(exc, requests.Timeout):
-        return f"did not answer within {CALL_TIMEOUT:.0f} s"
-    deepest: BaseException = exc
-    seen = set()
-    while (inner := deepest.__cause__ or deepest.__context__ or getattr(deepest, "reason", None)) is not None:
-        if not isinstance(inner, BaseException) or id(inner) in seen:
-            break
-        seen.add(id(inner))
-        deepest = inner
-    words = getattr(deepest, "strerror", None) or str(deepest) or type(deepest).__name__
-    return f"does not prove who it is: {words}" if isinstance(exc, requests.exceptions.SSLError) else f"failed: {words}"

@@ -9,17 +9,11 @@ from acme import messages
 
 from lyttle_ops.certificates import renewal
 from lyttle_ops.certificates.account import Account
-from lyttle_ops.certificates.acme import (
-    CA,
-    AccountDeactivated,
-    AccountUnknown,
-    CARefused,
-    CAUnreachable,
-    OrderGone,
-)
+from lyttle_ops.certificates.acme import CA
 from lyttle_ops.certificates.encryption import Keyring, Undecryptable
 from lyttle_ops.certificates.model import Order, OrderState
 from lyttle_ops.certificates.orders import Ledger
+from lyttle_ops.certificates.problems import AccountDeactivated, AccountUnknown, CARefused, CAUnreachable, OrderGone
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from acme import crypto_util
 
 from lyttle_ops.certificates import backoff
 from lyttle_ops.certificates.account import new_private_key
-from lyttle_ops.certificates.acme import CAError, CARateLimited, CARefused, CARefusedForLong
 from lyttle_ops.certificates.encryption import Keyring
 from lyttle_ops.certificates.model import Issued, Order, OrderState
+from lyttle_ops.certificates.problems import CAError, CARateLimited, CARefused, CARefusedForLong
 from lyttle_ops.db import Database, load_queries
 from lyttle_ops.errors import LyttleOpsError
 

@@ -17,11 +17,13 @@ from prometheus_client import Counter, Histogram
 
 from lyttle_ops.certificates import renewal, store
 from lyttle_ops.certificates.account import Account
-from lyttle_ops.certificates.acme import CA, ORDER_TIMEOUT, CAError, CARefused, Deadline, Stopping
+from lyttle_ops.certificates.acme import CA
 from lyttle_ops.certificates.encryption import Keyring, Undecryptable
 from lyttle_ops.certificates.issuing import Issuing
 from lyttle_ops.certificates.model import Due, Outcome, Pruned, Usable, domain_set, lock_name
+from lyttle_ops.certificates.network import ORDER_TIMEOUT, Deadline, Stopping
 from lyttle_ops.certificates.orders import Ledger
+from lyttle_ops.certificates.problems import CAError, CARefused
 from lyttle_ops.clock import Clock, SystemClock
 from lyttle_ops.cluster.locks import Lock, Locks
 from lyttle_ops.db import Database, load_queries

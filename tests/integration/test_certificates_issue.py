@@ -1,5 +1,6 @@
 """Issuing against a real CA: the fast path, one order for the cluster, what is stored and shown."""
 
+import logging
 import statistics
 import time
 from collections import Counter
@@ -52,6 +53,20 @@ def test_an_issued_certificate_is_usable_with_its_key(lab: Lab, make: NodeMaker)
     assert key.public_key() == leaf.public_key()
     assert usable.serial == f"{leaf.serial_number:x}"
     assert "PRIVATE" not in repr(usable)
+
+
+def test_no_log_line_holds_a_key(lab: Lab, make: NodeMaker, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even with everything of every library at DEBUG."""
+    caplog.set_level(logging.DEBUG)
+    node = make()
+    want(node.database, "a.example.com")
+    node.certificates.ensure_certificate(["a.example.com"])
+    (usable,) = node.certificates.usable()
+    account = node.certificates._account.key().to_json()
+    assert "placed" in caplog.text
+    assert "PRIVATE KEY" not in caplog.text
+    assert usable.key_pem.decode().splitlines()[1] not in caplog.text
+    assert account["d"] not in caplog.text
 
 
 def test_the_fast_path_takes_no_lock_and_asks_no_ca(lab: Lab, make: NodeMaker) -> None:
@@ -251,7 +266,7 @@ def test_installed_counts_active_nodes_by_what_their_handshake_showed(lab: Lab, 
 def test_a_ca_that_never_answers_holds_up_only_its_own_order(
     lab: Lab, make: NodeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lyttle_ops.certificates.acme.CALL_TIMEOUT", 1.0)
+    monkeypatch.setattr("lyttle_ops.certificates.network.CALL_TIMEOUT", 1.0)
     hung, free = make("hung"), make("free", settings=lab.direct)
     hold = lab.proxy.fault("*", action="hold", times=100)
     with ThreadPoolExecutor(1) as pool:
