@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from flask import Response, jsonify, request
+from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from lyttle_ops import accounts
 from lyttle_ops.accounts.passwords import LONGEST_PASSWORD, SHORTEST_PASSWORD
 from webapi import tokens
-from webapi.documents import REFRESH_TOKEN, TOKEN, failures
+from webapi.documents import REFRESH_TOKEN, TOKEN, failures, reply
 from webapi.errors import FieldError, error_response
 from webapi.services import client_address, services
 
@@ -96,7 +96,7 @@ def me() -> Response:
     """Who the token belongs to"""
     session = tokens.current_session()
     body = MeBody(username=session.username, session_expires_at=session.expires_at)
-    return jsonify(body.model_dump(mode="json"))
+    return reply(body)
 
 
 @blueprint.post("/password", security=TOKEN, responses={204: None, **failures(400, 401, 413, 415, 422, 429, 503)})
@@ -117,4 +117,4 @@ def password(body: PasswordBody) -> Response:
 
 
 def _tokens(session: accounts.Session) -> Response:
-    return jsonify(TokensBody(**tokens.issue_tokens(session)).model_dump(mode="json"))
+    return reply(TokensBody(**tokens.issue_tokens(session)))

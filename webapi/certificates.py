@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from lyttle_ops.certificates import store
 from lyttle_ops.certificates.model import CertificateNotFound
-from webapi.documents import TOKEN, failures
+from webapi.documents import TOKEN, failures, reply
 from webapi.services import services
 
 blueprint = APIBlueprint(
@@ -93,17 +93,17 @@ def index() -> Response:
     with services().database.connection() as connection:
         views = store.list_certificates(connection)
     body = CertificateListBody(items=[CertificateBody.model_validate(view) for view in views], total=len(views))
-    return jsonify(body.model_dump(mode="json"))
+    return reply(body)
 
 
 @blueprint.get("/<int:certificate_id>", responses={200: CertificateBody, **failures(401, 404, 503)})
 def show(path: CertificatePath) -> Response:
     """One certificate with its orders"""
-    return _reply(path.certificate_id)
+    return _answer(path.certificate_id)
 
 
 @blueprint.post("/<int:certificate_id>/renew", responses={202: CertificateBody, **failures(401, 404, 503)})
-def renew(path: CertificatePath) -> tuple[Response, int]:
+def renew(path: CertificatePath) -> Response:
     """Ask for a renewal
 
     Asked once or on all nodes at once, it is one order; the leader places it.
@@ -111,14 +111,14 @@ def renew(path: CertificatePath) -> tuple[Response, int]:
     _check_id(path.certificate_id)
     with services().database.connection() as connection:
         store.request_renewal(connection, path.certificate_id)
-    return _reply(path.certificate_id), 202
+    return _answer(path.certificate_id, 202)
 
 
-def _reply(certificate_id: int) -> Response:
+def _answer(certificate_id: int, status: int = 200) -> Response:
     _check_id(certificate_id)
     with services().database.connection() as connection:
         view = store.get_certificate(connection, certificate_id)
-    return jsonify(CertificateBody.model_validate(view).model_dump(mode="json"))
+    return reply(CertificateBody.model_validate(view), status)
 
 
 def _check_id(certificate_id: int) -> None:

@@ -3,13 +3,13 @@
 from typing import Any, Literal
 from uuid import UUID
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from lyttle_ops.cluster import members
-from webapi.documents import TOKEN, failures
+from webapi.documents import TOKEN, failures, reply
 from webapi.services import services
 
 blueprint = APIBlueprint(
@@ -117,7 +117,7 @@ def nodes() -> Response:
     with services().database.connection() as connection:
         rows = members.list_nodes(connection)
     body = NodesBody(items=[NodeBody.model_validate(row) for row in rows], total=len(rows))
-    return jsonify(body.model_dump(mode="json"))
+    return reply(body)
 
 
 @blueprint.get("/stats", responses={200: StatsBody, **failures(401, 503)})
@@ -125,7 +125,7 @@ def stats() -> Response:
     """The cluster in numbers"""
     with services().database.connection() as connection:
         body = StatsBody.model_validate(members.cluster_stats(connection))
-    return jsonify(body.model_dump(mode="json"))
+    return reply(body)
 
 
 @blueprint.get("/leader", responses={200: LeaderBody, **failures(401, 503)})
@@ -133,4 +133,4 @@ def leader() -> Response:
     """Who leads and who is next, from PostgreSQL's own lock table"""
     with services().database.connection() as connection:
         body = LeaderBody.model_validate(members.cluster_leader(connection))
-    return jsonify(body.model_dump(mode="json"))
+    return reply(body)

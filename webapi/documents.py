@@ -1,10 +1,12 @@
 """The OpenAPI document and its page, made from the same models that check requests and write responses."""
 
+from functools import cache
 from typing import Any
 
 from flask import Blueprint, Flask, Response, redirect, url_for
 from flask_openapi3.models.info import Info
 from flask_openapi3.openapi import OpenAPI
+from pydantic import BaseModel, ConfigDict
 
 from lyttle_ops import __version__
 from webapi.errors import ErrorBody
@@ -18,6 +20,17 @@ POST /auth/login gives an access token; send it as `Authorization: Bearer …`. 
 Every error has one shape: `{"error": {"code", "message", "fields": [{"field", "message"}]}}`.
 Times are UTC in ISO 8601.
 """
+
+
+class Query(BaseModel):
+    """Parameters of a query string. The library asks for the schema on every request, and making it takes 2 ms."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    @cache
+    def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        return super().model_json_schema(*arguments, **options)
 
 
 class API(OpenAPI):
@@ -57,6 +70,11 @@ def make_app(name: str) -> API:
 def failures(*statuses: int) -> dict[Any, Any]:
     """The error responses of an endpoint, for its `responses`."""
     return dict.fromkeys((*statuses, 500), ErrorBody)
+
+
+def reply(body: BaseModel, status: int = 200) -> Response:
+    """`body` as JSON, written by the model that the document describes."""
+    return Response(body.model_dump_json() + "\n", status, content_type="application/json")
 
 
 def register(app: Flask) -> None:

@@ -2,12 +2,12 @@
 
 import time
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from webapi.documents import failures
+from webapi.documents import failures, reply
 from webapi.errors import FieldError, error_response
 from webapi.services import read_status
 
@@ -66,7 +66,7 @@ class ReadyBody(BaseModel):
 @blueprint.get("/live", responses={200: LiveBody, **failures()})
 def live() -> Response:
     """Whether the API process answers"""
-    return jsonify(LiveBody(status="ok").model_dump())
+    return reply(LiveBody(status="ok"))
 
 
 @blueprint.get("/ready", responses={200: ReadyBody, **failures(503)})
@@ -79,7 +79,7 @@ def ready() -> Response:
     if failing:
         return _not_ready(failing)
     body = ReadyBody.model_validate({**status.model_dump(), "status": "ready"})
-    return jsonify(body.model_dump(mode="json"))
+    return reply(body)
 
 
 def _status() -> NodeStatus | FieldError:

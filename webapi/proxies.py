@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from flask import Response, jsonify
+from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -12,7 +12,7 @@ from lyttle_ops.proxies import ProxyChanges, ProxyInput
 from lyttle_ops.proxies.domains import normalise_domain
 from webapi.bodies import json_object
 from webapi.candidates import nginx_message
-from webapi.documents import TOKEN, failures
+from webapi.documents import TOKEN, Query, failures, reply
 from webapi.errors import FieldError, conflict_fields, field_errors
 from webapi.services import services
 
@@ -31,10 +31,8 @@ class ProxyPath(BaseModel):
     proxy_id: int = Field(description="id of the entry")
 
 
-class ListQuery(BaseModel):
+class ListQuery(Query):
     """A part of the list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     domain: Annotated[str, AfterValidator(normalise_domain)] | None = Field(
         None, description="only the entry that has this domain"
@@ -43,10 +41,8 @@ class ListQuery(BaseModel):
     offset: int = Field(0, ge=0, le=2**31 - 1, description="entries to leave out at the start")
 
 
-class ValidateQuery(BaseModel):
+class ValidateQuery(Query):
     """What the checked entry is to replace."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: int | None = Field(None, description="the entry that is edited, whose domains do not count as taken")
 
@@ -126,7 +122,7 @@ def index(query: ListQuery) -> Response:
     body = ProxyListBody(
         items=[_body(view) for view in page.items], total=page.total, limit=query.limit, offset=query.offset
     )
-    return jsonify(body.model_dump(mode="json"))
+    return reply(body)
 
 
 @blueprint.post(
@@ -140,7 +136,7 @@ def index(query: ListQuery) -> Response:
         **failures(400, 401, 409, 413, 415, 422, 503),
     },
 )
-def create(body: ProxyInput) -> tuple[Response, int, dict[str, str]]:
+def create(body: ProxyInput) -> Response:
     """Add an entry
 
     With ssl the cluster gets one certificate for all of its domains; HTTP is served meanwhile.
@@ -148,14 +144,16 @@ def create(body: ProxyInput) -> tuple[Response, int, dict[str, str]]:
     with services().database.connection() as connection:
         proxy = proxies.create_proxy(connection, body)
         view = proxies.view_of_proxy(connection, proxy.id)
-    return _reply(view), 201, {"Location": f"/proxy/{proxy.id}"}
+    response = reply(_body(view), 201)
+    response.headers["Location"] = f"/proxy/{proxy.id}"
+    return response
 
 
 @blueprint.get("/<int:proxy_id>", responses={200: ProxyBody, **failures(401, 404, 503)})
 def show(path: ProxyPath) -> Response:
     """One entry"""
     with services().database.connection() as connection:
-        return _reply(proxies.view_of_proxy(connection, path.proxy_id))
+        return reply(_body(proxies.view_of_proxy(connection, path.proxy_id)))
 
 
 @blueprint.patch("/<int:proxy_id>", responses={200: ProxyBody, **failures(400, 401, 404, 409, 413, 415, 422, 503)})
@@ -164,7 +162,7 @@ def change(path: ProxyPath, body: ProxyChanges) -> Response:
     changes = body.model_dump(include=body.model_fields_set)
     with services().database.connection() as connection:
         proxies.update_proxy(connection, path.proxy_id, changes)
-        return _reply(proxies.view_of_proxy(connection, path.proxy_id))
+        return reply(_body(proxies.view_of_proxy(connection, path.proxy_id)))
 
 
 @blueprint.delete("/<int:proxy_id>", responses={204: None, **failures(401, 404, 503)})
@@ -193,7 +191,7 @@ def validate(query: ValidateQuery) -> Response:
 
     Checks the fields and the domains, renders it and has NGINX test the result. The answer is 200 either way.
     """
-    return jsonify(_validation(json_object(), query.id).model_dump())
+    return reply(_validation(json_object(), query.id))
 
 
 def _validation(body: dict[str, Any], proxy_id: int | None) -> ValidationBody:
@@ -222,7 +220,3 @@ def _body(view: proxies.ProxyView) -> ProxyBody:
             nodes=view.live.nodes, of=view.live.of, waiting=list(view.live.waiting), errors=dict(view.live.errors)
         ),
     )
-
-
-def _reply(view: proxies.ProxyView) -> Response:
-    return jsonify(_body(view).model_dump(mode="json"))

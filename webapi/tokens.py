@@ -110,6 +110,8 @@ def _is_over(_header: dict[str, Any], claims: dict[str, Any]) -> bool:
         session_id, _ = UUID(str(claims["sid"])), UUID(str(claims["jti"]))
     except ValueError:
         raise InvalidTokenError("sid and jti must be UUIDs") from None
+    if claims["type"] not in ("access", "refresh"):
+        raise InvalidTokenError("type must be access or refresh")
     if claims["type"] == "refresh":
         return False  # rotating it checks it, and tells a copy from one that is merely old
     services().gate.check()

@@ -8,7 +8,9 @@ WITH matching AS (
     SELECT * FROM matching ORDER BY id LIMIT %(limit)s OFFSET %(offset)s
 )
 SELECT counted.total, page.*, certificate.id AS certificate_id, certificate.attempts, certificate.last_error,
-       certificate.next_try_at, certificate.renewal_requested_at, served.not_after,
+       certificate.next_try_at, served.not_after,
+       coalesce(served.not_after <= now(), false) AS certificate_expired,
+       coalesce(certificate.next_try_at > now(), false) AS certificate_waits,
        EXISTS (SELECT FROM certificate_orders o WHERE o.certificate_id = certificate.id
                AND o.state NOT IN ('issued', 'failed')) AS certificate_ordered
 FROM (SELECT count(*) AS total FROM matching) counted
@@ -20,7 +22,9 @@ ORDER BY page.id;
 -- name: get_proxy_view
 -- One entry with its certificate, columns as in list_proxies.
 SELECT 1::bigint AS total, page.*, certificate.id AS certificate_id, certificate.attempts, certificate.last_error,
-       certificate.next_try_at, certificate.renewal_requested_at, served.not_after,
+       certificate.next_try_at, served.not_after,
+       coalesce(served.not_after <= now(), false) AS certificate_expired,
+       coalesce(certificate.next_try_at > now(), false) AS certificate_waits,
        EXISTS (SELECT FROM certificate_orders o WHERE o.certificate_id = certificate.id
                AND o.state NOT IN ('issued', 'failed')) AS certificate_ordered
 FROM proxies page

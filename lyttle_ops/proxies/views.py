@@ -78,12 +78,13 @@ def _view(row: Mapping[str, Any], progress: list[dict[str, Any]]) -> ProxyView:
 
 
 def _certificate(row: Mapping[str, Any]) -> CertificateSummary:
+    # The same words as lyttle_ops.certificates gives; that room lies above this one.
     state: CertificateState = "pending"
-    if row["not_after"] is not None:
-        state = "renewing" if row["certificate_ordered"] or row["renewal_requested_at"] else "issued"
-    elif row["certificate_ordered"]:
-        state = "issuing"
-    elif row["attempts"]:
+    if row["certificate_ordered"] and not row["certificate_waits"]:
+        state = "issuing" if row["not_after"] is None else "renewing"
+    elif row["not_after"] is not None and not row["certificate_expired"]:
+        state = "issued"
+    elif row["attempts"] or row["certificate_expired"]:
         state = "failed"
     return CertificateSummary(
         id=row["certificate_id"],

@@ -70,16 +70,18 @@ def test_a_log_out_on_one_node_holds_on_all_at_once(client: Client, other_app: A
     assert client.post("/auth/refresh", token=client.refresh_token).status_code == 401
 
 
-@pytest.mark.parametrize("credentials", [(USERNAME, "wrong password"), ("nobody", PASSWORD), (USERNAME, "")])
-def test_wrong_credentials_get_one_and_the_same_answer(app: Any, credentials: tuple[str, str]) -> None:
-    answer = Client(app).post("/auth/login", {"username": credentials[0], "password": credentials[1]})
-    assert (answer.status_code, code_of(answer)) == (401, "invalid_credentials")
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
+def test_wrong_credentials_get_one_and_the_same_answer(app: Any) -> None:
+    answers = set()
+    for username, password in ((USERNAME, "wrong password"), ("nobody", PASSWORD), (USERNAME, "")):
+        answer = Client(app).post("/auth/login", {"username": username, "password": password})
+        assert (answer.status_code, code_of(answer)) == (401, "invalid_credentials")
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        answers.add(answer.text)
+    assert len(answers) == 1
 
 
-@pytest.mark.parametrize(
-    ("body", "fields"),
-    [
+def test_a_log_in_that_is_no_log_in_names_its_fields(app: Any) -> None:
+    cases: list[tuple[dict[str, Any], set[str]]] = [
         ({}, {"username", "password"}),
         ({"username": 5, "password": None}, {"username", "password"}),
         ({"username": "a" * 65, "password": "b" * 1025}, {"username", "password"}),
@@ -87,12 +89,11 @@ def test_wrong_credentials_get_one_and_the_same_answer(app: Any, credentials: tu
         ({"username": "", "password": PASSWORD}, {"username"}),
         ({"username": USERNAME, "password": PASSWORD, "admin": True}, {"admin"}),
         ({"username": "\ud800", "password": "\ud800"}, {"username", "password"}),
-    ],
-)
-def test_a_log_in_that_is_no_log_in_names_its_fields(app: Any, body: dict[str, Any], fields: set[str]) -> None:
-    answer = Client(app).post("/auth/login", body)
-    assert answer.status_code == 422
-    assert set(fields_of(answer)) == fields
+    ]
+    for body, fields in cases:
+        answer = Client(app).post("/auth/login", body)
+        assert answer.status_code == 422
+        assert set(fields_of(answer)) == fields
 
 
 def test_an_expired_token_is_refused(app: Any, client: Client) -> None:
@@ -126,62 +127,49 @@ def test_clocks_of_nodes_may_differ_by_some_seconds(client: Client) -> None:
     assert client.get("/auth/me", token=jwt.encode(ahead, KEY, "HS256")).status_code == 200
 
 
-def forged(client: Client, name: str) -> str:
+def forged(client: Client) -> dict[str, str]:
+    """Tokens that are each wrong in one way."""
     good = claims_of(client.access_token)
-    without = {key: {k: v for k, v in good.items() if k != key} for key in good}
+
+    def signed(**changes: Any) -> str:
+        claims = {name: value for name, value in {**good, **changes}.items() if value is not None}
+        return jwt.encode(claims, KEY, "HS256")
+
     return {
-        "of another key": lambda: jwt.encode(good, b"x" * 32, "HS256"),
-        "of no algorithm": lambda: jwt.encode(good, None, "none"),
-        "of another algorithm": lambda: jwt.encode(good, KEY * 2, "HS512"),
-        "without exp": lambda: jwt.encode(without["exp"], KEY, "HS256"),
-        "without iat": lambda: jwt.encode(without["iat"], KEY, "HS256"),
-        "without sid": lambda: jwt.encode(without["sid"], KEY, "HS256"),
-        "without sub": lambda: jwt.encode(without["sub"], KEY, "HS256"),
-        "without jti": lambda: jwt.encode(without["jti"], KEY, "HS256"),
-        "with a sid that is no UUID": lambda: jwt.encode({**good, "sid": "'; --"}, KEY, "HS256"),
-        "with a sid of no session": lambda: jwt.encode({**good, "sid": str(uuid4())}, KEY, "HS256"),
-        "with exp that is no number": lambda: jwt.encode({**good, "exp": "never"}, KEY, "HS256"),
-        "of another user": lambda: jwt.encode({**good, "sub": "root"}, KEY, "HS256"),
-        "of a refresh": lambda: client.refresh_token,
-        "cut off": lambda: client.access_token[:-3],
-        "of nothing": lambda: "x",
-        "of dots": lambda: "a.b.c",
-    }[name]()
+        "of another key": jwt.encode(good, b"x" * 32, "HS256"),
+        "of no algorithm": jwt.encode(good, None, "none"),
+        "of another algorithm": jwt.encode(good, KEY * 2, "HS512"),
+        "without exp": signed(exp=None),
+        "without iat": signed(iat=None),
+        "without sid": signed(sid=None),
+        "without sub": signed(sub=None),
+        "without jti": signed(jti=None),
+        "with a sid that is no UUID": signed(sid="'; --"),
+        "with a sid of no session": signed(sid=str(uuid4())),
+        "with exp that is no number": signed(exp="never"),
+        "with exp as a list": signed(exp=[1]),
+        "of another user": signed(sub="root"),
+        "of another type": signed(type="admin"),
+        "of a refresh": client.refresh_token,
+        "cut off": client.access_token[:-3],
+        "of nothing": "x",
+        "of dots": "a.b.c",
+        "of a list": jwt.encode(good, KEY, "HS256").split(".")[0] + ".W10." + "x",
+    }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "of another key",
-        "of no algorithm",
-        "of another algorithm",
-        "without exp",
-        "without iat",
-        "without sid",
-        "without sub",
-        "without jti",
-        "with a sid that is no UUID",
-        "with a sid of no session",
-        "with exp that is no number",
-        "of another user",
-        "of a refresh",
-        "cut off",
-        "of nothing",
-        "of dots",
-    ],
-)
-@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
-def test_a_token_is_refused(client: Client, name: str) -> None:
-    answer = client.get("/auth/me", token=forged(client, name))
-    assert answer.status_code == 401
-    assert code_of(answer) in ("token_invalid", "session_ended")
+def test_a_token_that_is_wrong_in_any_way_is_refused(client: Client) -> None:
+    for name, token in forged(client).items():
+        answer = client.get("/auth/me", token=token)
+        assert answer.status_code == 401, name
+        assert code_of(answer) in ("token_invalid", "session_ended"), name
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Basic YTpi", "Bearer a b", "bearer x"])
-def test_a_header_without_a_token_is_refused(client: Client, header: str) -> None:
-    answer = client.get("/auth/me", token="", headers={"Authorization": header} if header else {})
-    assert answer.status_code == 401
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
+def test_a_header_without_a_token_is_refused(client: Client) -> None:
+    for header in ("", "Bearer", "Basic YTpi", "Bearer a b", "bearer x", "Bearer ä"):
+        answer = client.get("/auth/me", token="", headers={"Authorization": header} if header else {})
+        assert answer.status_code == 401, header
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
 def test_a_token_in_the_url_or_a_cookie_counts_for_nothing(client: Client) -> None:

@@ -1,7 +1,7 @@
 """Proxy entries in a real PostgreSQL: the constraint decides, also between writers at the same moment."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -9,6 +9,7 @@ import pytest
 from psycopg.types.json import Jsonb
 from pydantic import ValidationError
 
+from lyttle_ops.certificates.store import get_certificate
 from lyttle_ops.db import Database
 from lyttle_ops.nginx.model import Target
 from lyttle_ops.proxies import (
@@ -255,35 +256,54 @@ def test_a_node_that_is_being_updated_counts_once(database: Database) -> None:
 
 
 def test_the_certificate_of_an_entry_is_told_as_far_as_it_is(database: Database) -> None:
+    """In the same words as the certificate itself; the two rooms must not drift apart."""
     proxy = create(database, ssl=True)
     plain = create(database, "plain.example.com")
 
-    def state() -> tuple[str, str | None]:
+    def state() -> str:
         with database.connection() as connection:
             certificate = view_of_proxy(connection, proxy.id).certificate
             assert certificate is not None
             assert page_of_proxies(connection).items[0].certificate == certificate
-            return certificate.state, certificate.last_error
+            if certificate.id is not None:
+                whole = get_certificate(connection, certificate.id)
+                assert (whole.state, whole.last_error) == (certificate.state, certificate.last_error)
+                assert (whole.not_after, whole.next_try_at) == (certificate.not_after, certificate.next_try_at)
+            return certificate.state
 
     with database.connection() as connection:
         assert view_of_proxy(connection, plain.id).certificate is None
-    assert state() == ("pending", None)
-    with database.connection() as connection:
-        connection.execute("INSERT INTO certificates (domains, revision) VALUES ('{example.com}', 1)")
-        assert state() == ("pending", None)
-        connection.execute(
+    assert state() == "pending"
+    steps: list[tuple[LiteralString, str]] = [
+        ("INSERT INTO certificates (domains, revision) VALUES ('{example.com}', 1)", "pending"),
+        (
             "INSERT INTO certificate_orders (certificate_id, state, directory_url, node_name, instance_id, key_id,"
-            " private_key, csr_pem) VALUES (1, 'intent', 'u', 'n', gen_random_uuid(), 'k', '', '')"
-        )
-        assert state() == ("issuing", None)
-        connection.execute("UPDATE certificate_orders SET state = 'failed'")
-        connection.execute("UPDATE certificates SET attempts = 1, last_error = 'no such host'")
-        assert state() == ("failed", "no such host")
-        connection.execute("UPDATE certificate_orders SET state = 'issued', not_after = now() + interval '90 days'")
-        connection.execute("UPDATE certificates SET attempts = 0, last_error = NULL, order_id = 1")
-        assert state() == ("issued", None)
-        connection.execute("UPDATE certificates SET renewal_requested_at = now()")
-        assert state() == ("renewing", None)
+            " private_key, csr_pem) VALUES (1, 'intent', 'u', 'n', gen_random_uuid(), 'k', '', '')",
+            "issuing",
+        ),
+        (
+            "UPDATE certificates SET attempts = 1, last_error = 'no such host', next_try_at = now() + interval '1 h'",
+            "failed",
+        ),
+        ("UPDATE certificate_orders SET state = 'failed'", "failed"),
+        ("UPDATE certificates SET attempts = 0, last_error = NULL, next_try_at = NULL, order_id = 1", "pending"),
+        (
+            "UPDATE certificate_orders SET state = 'issued', serial = 'ab', not_after = now() + interval '90 days'",
+            "issued",
+        ),
+        ("UPDATE certificates SET renewal_requested_at = now()", "issued"),
+        (
+            "INSERT INTO certificate_orders (certificate_id, state, directory_url, node_name, instance_id, key_id,"
+            " private_key, csr_pem) VALUES (1, 'intent', 'u', 'n', gen_random_uuid(), 'k', '', '')",
+            "renewing",
+        ),
+        ("UPDATE certificate_orders SET state = 'failed' WHERE id = 2", "issued"),
+        ("UPDATE certificate_orders SET not_after = now() - interval '1 h' WHERE id = 1", "failed"),
+    ]
+    for statement, expected in steps:
+        with database.connection() as connection:
+            connection.execute(statement)
+        assert state() == expected, statement
 
 
 def test_an_entry_becomes_a_site_with_parsed_values(database: Database) -> None:

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import requests
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from lyttle_ops.accounts import create_user
 from lyttle_ops.db import Database
+from lyttle_ops.local.postgres import PostgresServer
 from lyttle_ops.settings import Settings, load
 from tests.support import wait
 from webapi.app import close, create_app
@@ -41,6 +43,22 @@ def environment(database_url: str, **changes: str) -> dict[str, str]:
 def settings(database_url: str, **changes: str) -> Settings:
     """The settings of one node's API."""
     return load(environment(database_url, **changes))
+
+
+@contextmanager
+def shared_database(postgres: PostgresServer, template: str) -> Iterator[str]:
+    """URL of a migrated database with the admin, for tests of one module that change nothing in it."""
+    name = f"shared_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        database = Database(postgres.url(name), "test", size=1)
+        add_admin(database)
+        database.close()
+        yield postgres.url(name)
+    finally:
+        with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @contextmanager
