@@ -14,7 +14,7 @@ from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.proxies.model import Proxy, ProxyInput
 
 queries = load_queries("lyttle_ops.proxies")
-_GREATEST_ID = 2**63 - 1
+GREATEST_ID = 2**63 - 1
 _CLAIM_TRIES = 5
 
 
@@ -78,7 +78,7 @@ def update_proxy(connection: Connection, proxy_id: int, changes: Mapping[str, An
 
 def delete_proxy(connection: Connection, proxy_id: int) -> None:
     """Remove an entry. Raises ProxyNotFound."""
-    if proxy_id > _GREATEST_ID or connection.execute(queries.delete_proxy, {"id": proxy_id}).fetchone() is None:
+    if proxy_id > GREATEST_ID or connection.execute(queries.delete_proxy, {"id": proxy_id}).fetchone() is None:
         raise ProxyNotFound(proxy_id)
 
 
@@ -103,7 +103,7 @@ def _claim(connection: Connection, proxy_id: int, domains: tuple[str, ...]) -> N
 
 
 def _one(connection: Connection, statement: Any, proxy_id: int) -> Proxy:
-    row = None if proxy_id > _GREATEST_ID else connection.execute(statement, {"id": proxy_id}).fetchone()
+    row = None if proxy_id > GREATEST_ID else connection.execute(statement, {"id": proxy_id}).fetchone()
     if row is None:
         raise ProxyNotFound(proxy_id)
     return Proxy.from_row(row)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lyttle_ops.db.connection import Connection
 from lyttle_ops.proxies.model import Proxy
-from lyttle_ops.proxies.store import _GREATEST_ID, ProxyNotFound, queries
+from lyttle_ops.proxies.store import GREATEST_ID, ProxyNotFound, queries
 
 CertificateState = Literal["pending", "issuing", "issued", "renewing", "failed"]
 
@@ -65,7 +65,7 @@ def page_of_proxies(connection: Connection, domain: str | None = None, limit: in
 def view_of_proxy(connection: Connection, proxy_id: int) -> ProxyView:
     """One entry. Raises ProxyNotFound."""
     row = None
-    if proxy_id <= _GREATEST_ID:
+    if proxy_id <= GREATEST_ID:
         row = connection.execute(queries.get_proxy_view, {"id": proxy_id}).fetchone()
     if row is None:
         raise ProxyNotFound(proxy_id)
