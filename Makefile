@@ -16,7 +16,8 @@ setup: ## install what is missing: nginx, PostgreSQL, pebble, the virtual enviro
 run: setup ## a cluster on this machine; Ctrl-C stops it (ARGS="--nodes 5 --base 127.78.0")
 	@$(VENV)/bin/lyttle-ops local up $(ARGS)
 
-test: setup ## all tests, on real parts (ARGS="tests/unit -k render")
+test: ## all tests, on real parts (ARGS="tests/unit -k render")
+	@.ci/setup tests
 	@$(VENV)/bin/pytest $(ARGS)
 
 lint: setup ## ruff: rules and format
