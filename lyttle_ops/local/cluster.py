@@ -222,7 +222,7 @@ class LocalCluster:
         if self._interrupted.is_set():
             raise Interrupted
 
-    def _tail(self, name: str, lines: int = 12) -> str:
+    def _tail(self, name: str, lines: int = 25) -> str:
         log = self.folders.log(name)
         try:
             last = log.read_text("utf-8", errors="replace").splitlines()[-lines:]

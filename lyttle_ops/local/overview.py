@@ -1,10 +1,12 @@
 """The cluster at a glance: one row a node, from the nodes' own status files and from PostgreSQL."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from lyttle_ops.cluster import members
 from lyttle_ops.db import Database, DatabaseError, load_queries
+from lyttle_ops.db.connection import Connection
 from lyttle_ops.local.cluster import LocalCluster
 from lyttle_ops.local.state import State
 
@@ -30,7 +32,9 @@ class Overview:
 
     def __init__(self, cluster: LocalCluster, database_url: str) -> None:
         self._cluster = cluster
-        self._database = Database(database_url, "lyttle/overview", size=1)
+        # One connection and no pool: a pool waits for a database that is away, and a Ctrl-C would wait with it.
+        self._database = Database(database_url, "lyttle/overview", size=0)
+        self._connection: Connection | None = None
 
     def rows(self, state: State) -> list[Row]:
         """What the nodes say; what PostgreSQL adds is None while it does not answer."""
@@ -38,6 +42,7 @@ class Overview:
         try:
             known, installed, total = self._ask()
         except DatabaseError:
+            self.close()
             known, installed, total = {}, {}, None
         rows = []
         for node in state.layout.all_nodes():
@@ -62,13 +67,17 @@ class Overview:
         return rows
 
     def close(self) -> None:
-        self._database.close()
+        if self._connection is not None:
+            with suppress(DatabaseError), self._database.translated():
+                self._connection.close()
+            self._connection = None
 
     def _ask(self) -> tuple[dict[str, dict[str, Any]], dict[str, int], int]:
-        with self._database.connection() as connection:
-            known = {node["name"]: node for node in members.list_nodes(connection)}
-            installed = {
-                row["instance_id"]: int(row["installed"]) for row in connection.execute(queries.installed).fetchall()
-            }
-            total = connection.execute(queries.current_certificates).fetchone()
+        if self._connection is None:
+            self._connection = self._database.connect()
+        with self._database.translated():
+            known = {node["name"]: node for node in members.list_nodes(self._connection)}
+            rows = self._connection.execute(queries.installed).fetchall()
+            installed = {row["instance_id"]: int(row["installed"]) for row in rows}
+            total = self._connection.execute(queries.current_certificates).fetchone()
         return known, installed, int(total["total"]) if total is not None else 0
