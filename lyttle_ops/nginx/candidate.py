@@ -55,12 +55,13 @@ def _validate(site: Site, scratch: Path) -> str | None:
     certificates: Mapping[str, CertificateFiles] = {}
     if site.ssl:
         site = replace(site, tls=dict.fromkeys(site.domains, "validate"))
-        certificates = {"validate": throw_away_certificate(site.domains)}
-    files = Folder(scratch)
     try:
         rendered = render([site], layout)
     except (UnsafeValue, CustomCodeError) as exc:
         return str(exc)
+    if site.ssl:
+        certificates = {"validate": throw_away_certificate(site.domains)}
+    files = Folder(scratch)
     with files.exclusive():
         files.install(certificates)
         release, _ = files.stage(rendered, certificates)

@@ -84,7 +84,9 @@ class Folder:
     def prune(self) -> None:
         """Keep the last five releases, and the certificates that one of them names."""
         current = self.current()
-        found = [path for path in self._releases.iterdir() if not path.name.startswith(".")]
+        for path in self._releases.glob(".*"):  # a draft whose writer was killed
+            shutil.rmtree(path, ignore_errors=True)
+        found = list(self._releases.iterdir())
         found.sort(key=lambda path: (path.name == current, path.stat().st_mtime_ns), reverse=True)
         for path in found[KEPT:]:
             shutil.rmtree(path, ignore_errors=True)

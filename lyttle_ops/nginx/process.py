@@ -97,8 +97,11 @@ class Process:
 
     def accepting_workers(self) -> set[int]:
         """Pids of the master's workers that still take connections."""
-        master = self.master()
-        return {child.pid for child in (master.children() if master else ()) if _accepts(child)}
+        try:
+            master = self.master()
+            return {child.pid for child in (master.children() if master else ()) if _accepts(child)}
+        except psutil.Error:  # it ended meanwhile
+            return set()
 
     def reload(self) -> None:
         """Tell the master to load the live release; nothing happens when none runs."""
@@ -120,7 +123,8 @@ class Process:
             _end(master, signal.SIGTERM, 5.0)
         for process in self._holders():
             with suppress(psutil.Error):
-                process.send_signal(signal.SIGQUIT)
+                is_master = "master process" in " ".join(process.cmdline())
+                process.send_signal(signal.SIGTERM if is_master else signal.SIGQUIT)
         remaining = self._wait_for_holders(2.0)
         for process in remaining:
             _end(process, signal.SIGKILL, 5.0)

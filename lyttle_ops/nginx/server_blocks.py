@@ -126,9 +126,10 @@ def _challenge(layout: Layout) -> Directive:
 
 def _content(site: Site, layout: Layout, *, hsts: bool) -> list[Directive]:
     custom = parse_custom_code(site.custom_code)
-    own = [] if site.kind == "redirect" else _proxy_settings(site)
+    passes = site.kind == "proxy" or _uses(custom, "proxy_pass")
+    own = _proxy_settings(site) if passes else []
     replaced = {directive.name for directive in custom if directive.name not in _REPEATABLE}
-    headers = _merge_headers([] if site.kind == "redirect" else _headers(site), custom)
+    headers = _merge_headers(_headers(site) if passes else [], custom)
     simple = [directive for directive in custom if directive.name not in ("location", "proxy_set_header")]
     locations = [
         _location(directive, site, layout, headers, hsts) for directive in custom if directive.name == "location"
@@ -221,7 +222,7 @@ def _handler(site: Site, layout: Layout) -> list[Directive]:
         base = f"{fields.scheme(target)}://{upstream_name(site)}"
     if not prefix:
         return [*_tls(site, target, layout), Directive.of("proxy_pass", base)]
-    if _rewrites(parse_custom_code(site.custom_code)):
+    if _uses(parse_custom_code(site.custom_code), "rewrite", "error_page"):
         # The path was changed on purpose, so it cannot be the client's own bytes that go on.
         return [*_tls(site, target, layout), _replace_prefix("", target.path), Directive.of("proxy_pass", base)]
     base = base.removesuffix("$lyttle_nothing")
@@ -258,7 +259,5 @@ def _tls(site: Site, target: Target, layout: Layout) -> list[Directive]:
     return [off] if layout.nginx_version < (1, 23, 1) else []
 
 
-def _rewrites(directives: Iterable[Directive]) -> bool:
-    return any(
-        directive.name in ("rewrite", "error_page") or _rewrites(directive.block or ()) for directive in directives
-    )
+def _uses(directives: Iterable[Directive], *names: str) -> bool:
+    return any(directive.name in names or _uses(directive.block or (), *names) for directive in directives)

@@ -1,8 +1,10 @@
 """What a client and an upstream see of a real NGINX between them."""
 
 import json
+import random
 import socket
 import ssl
+import string
 import threading
 import time
 import warnings
@@ -10,11 +12,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import h2.connection
+import h2.events
 import pytest
 import websockets.sync.client
 import websockets.sync.server
 
 from lyttle_ops.nginx.model import Target
+from lyttle_ops.nginx.render import render_site
+from lyttle_ops.nginx.syntax import quote
 from tests.support import loopback
 from tests.support.nginx import (
     THUMBPRINT,
@@ -398,6 +404,7 @@ def test_acme_challenges_are_answered_on_every_ssl_site_and_passed_on_by_others(
         "location ~ . { return 403; }",
         "location ^~ /.well-known/ { return 403; }",
         "location / { return 403; }",
+        "auth_request /auth; location = /auth { internal; return 401; }",
         "set $a b; if ($uri ~ .) { return 403; }",
         "error_page 404 /x; location = /x { return 200 captured; }",
         'default_type text/html; satisfy any; add_header A b always; expires 1d;',
@@ -455,6 +462,92 @@ def test_custom_locations_lead_to_the_site_or_where_they_say(nginx: Running) -> 
         assert {"X-In: 1", "X-All: yes", "X-Real-IP: 127.0.0.1"} <= set(lines("/outer/inner"))
         assert nginx.get("site1.example", "/?no=1+2")[0] == 200
         assert nginx.get("site1.example", "/?no=1 2".replace(" ", "%20"))[0] == 200  # NGINX does not decode arguments
+
+
+def test_a_redirect_can_pass_one_location_on(nginx: Running) -> None:
+    with upstream() as server:
+        host, port = server.server_address[:2]
+        code = f"location /api/ {{ proxy_pass http://{host}:{port}; }} location /own {{ return 418; }}"
+        nginx.serve([site(1, kind="redirect", target=Target("https", "new.example", 443), custom_code=code)])
+        assert b"\nHost: site1.example\n" in nginx.get("site1.example", "/api/x")[2]
+        assert nginx.get("site1.example", "/own")[0] == 418
+        assert nginx.get("site1.example", "/x")[1]["location"] == "https://new.example/x"
+
+
+def test_http2_requests_reach_the_upstream_like_any_other(nginx: Running) -> None:
+    with upstream() as server:
+        sites = [site(1, target=target(server), ssl=True, tls={"site1.example": "1-a"})]
+        nginx.serve(sites, {"1-a": certificate("site1.example")})
+        context = client_context()
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection((nginx.host, nginx.https), timeout=10) as connection,
+            context.wrap_socket(connection, server_hostname="site1.example") as secured,
+        ):
+            peer = h2.connection.H2Connection()
+            peer.initiate_connection()
+            head = {
+                ":method": "POST",
+                ":authority": f"site1.example:{nginx.https}",
+                ":scheme": "https",
+                ":path": "/x?y",
+            }
+            peer.send_headers(1, list(head.items()))
+            peer.send_data(1, b"the body", end_stream=True)
+            body, ended = b"", False
+            while not ended:
+                secured.sendall(peer.data_to_send())
+                for event in peer.receive_data(secured.recv(65536)):
+                    if isinstance(event, h2.events.DataReceived):
+                        body += event.data
+                    ended = ended or isinstance(event, h2.events.StreamEnded)
+    lines = body.decode().splitlines()
+    assert lines[0] == "POST /x?y HTTP/1.1"
+    assert f"Host: site1.example:{nginx.https}" in lines
+    assert "X-Forwarded-Proto: https" in lines
+    assert lines[-1] == "the body"
+
+
+def test_nginx_reads_back_exactly_what_was_quoted(nginx: Running) -> None:
+    alphabet = [
+        *string.printable[:-2],
+        "é",
+        "中",
+        "\U0001f600",
+        "\\",
+        '"',
+        "'",
+        "{",
+        "}",
+        ";",
+        "#",
+        " ",
+        "\n",
+        "\t",
+        "\r",
+    ]
+    alphabet.remove("$")  # NGINX knows no way to write it
+    chance = random.Random(20)
+    texts = ["".join(chance.choices(alphabet, k=chance.randrange(1, 30))) for _ in range(400)]
+    texts += ["\\", "\\\\", '\\"', "\\n", "\\x", '"', "'", "}", ";", "# no comment", " ", "\n", "\\\n", "a\\"]
+    code = "".join(f'location = /{n} {{ return 200 "{n}"; }}' for n in range(len(texts)))
+    given = site(1, custom_code=code)
+    text = render_site(given, replace(nginx.nginx.layout, thumbprint=THUMBPRINT))
+    for number, content in enumerate(texts):
+        text = text.replace(f"return 200 {number};", f"return 200 {quote(content)};")
+    # The quoted texts stand where custom code stands, in a release of their own.
+    nginx.apply([given])
+    (nginx.folder / "live" / "sites" / "1.conf").write_text(text, "utf-8")
+    nginx.start()
+    with nginx.connect() as connection:
+        file = connection.makefile("rb")
+        for number, content in enumerate(texts):
+            connection.sendall(f"GET /{number} HTTP/1.1\r\nHost: site1.example\r\n\r\n".encode())
+            length = 0
+            while (line := file.readline()) != b"\r\n":
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            assert file.read(length).decode() == content
 
 
 def test_the_access_log_is_json_in_utc_without_the_query(nginx: Running) -> None:
