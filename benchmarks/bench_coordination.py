@@ -77,9 +77,8 @@ def bench_locks(url: str) -> None:
 
     held = timed(acquire_and_release)
     print(f"two bare round trips           {percentiles(bare)}")
-    print(
-        f"lock acquire + release         {percentiles(held)}   ({statistics.median(held) / statistics.median(bare):.2f}× bare)"
-    )
+    ratio = statistics.median(held) / statistics.median(bare)
+    print(f"lock acquire + release         {percentiles(held)}   ({ratio:.2f}× bare)")
     leadership = Leadership(database, uuid4(), "bench", SystemClock())
     asked = timed(leadership.is_leader)
     print(f"is_leader()                    p50 {statistics.median(asked) * 1e6:.2f} µs")

@@ -103,7 +103,15 @@ class Ledger:
             if counted is None:
                 raise OrderTaken("the certificate was deleted meanwhile")
             wait = _wait(error, counted["refused"], counted["attempts"] + 1 - counted["refused"])
-            connection.execute(queries.record_failure, {"id": order.certificate_id, "error": str(error), "delay": wait})
+            connection.execute(
+                queries.record_failure,
+                {
+                    "id": order.certificate_id,
+                    "error": str(error),
+                    "delay": wait,
+                    "rate_limited": isinstance(error, CARateLimited),
+                },
+            )
         return wait
 
     def _one(self, statement: Any, values: dict[str, Any]) -> dict[str, Any]:

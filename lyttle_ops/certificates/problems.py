@@ -69,8 +69,6 @@ def describe(problem: messages.Error) -> str:
 def classify(problems: Sequence[messages.Error], words: str, status: int | None, retry_after: float | None) -> CAError:
     codes = {code(each) for problem in problems for each in (problem, *(problem.subproblems or ()))}
     if status == 429 or "rateLimited" in codes:
-        if not words.startswith(URN):
-            words = f"{URN}rateLimited: {words}"
         return CARateLimited(words, retry_after)
     if "accountDoesNotExist" in codes:
         return AccountUnknown(words)

@@ -50,7 +50,7 @@ SET renewal_requested_at = CASE
                                    WHERE e.certificate_id = c.id AND e.state = 'issued' AND e.id < o.id))
             THEN c.renewal_requested_at
         ELSE coalesce(c.renewal_requested_at, now()) END,
-    next_try_at = CASE WHEN c.last_error LIKE 'urn:ietf:params:acme:error:rateLimited%%' THEN c.next_try_at END
+    next_try_at = CASE WHEN c.rate_limited THEN c.next_try_at END
 WHERE c.id = %(id)s
 RETURNING c.id, next_revision() AS revision
 
@@ -94,7 +94,7 @@ WITH issued AS (
 )
 UPDATE certificates c
 SET order_id = issued.id, revision = next_revision(), renew_at = %(renew_at)s, attempts = 0, next_try_at = NULL,
-    last_error = NULL, last_error_at = NULL,
+    last_error = NULL, last_error_at = NULL, rate_limited = false,
     renewal_requested_at = CASE WHEN c.renewal_requested_at > issued.created_at THEN c.renewal_requested_at END
 FROM issued
 WHERE c.id = issued.certificate_id
@@ -118,7 +118,8 @@ WHERE c.id = %(id)s
 -- name: record_failure
 -- What went wrong and when the next try may be; respected by all nodes and terms.
 UPDATE certificates
-SET attempts = attempts + 1, last_error = %(error)s, last_error_at = now(), next_try_at = now() + %(delay)s
+SET attempts = attempts + 1, last_error = %(error)s, last_error_at = now(), next_try_at = now() + %(delay)s,
+    rate_limited = %(rate_limited)s
 WHERE id = %(id)s
 RETURNING next_try_at
 

@@ -7,7 +7,8 @@ comes next. HTTP-01 needs no shared state: each node answers any token with the 
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -170,13 +171,14 @@ class Certificates:
         with self._database.transaction() as connection:
             store.report_installed(connection, instance_id, seen)
 
-    def check_renewals(self) -> list[Due]:
+    def check_renewals(self, transaction: Callable[[], AbstractContextManager[Connection]]) -> list[Due]:
         """The leader's twelve-hourly round: ask the CA when to renew (RFC 9773), then list what is due.
 
+        `transaction` opens the leader's fenced transaction; a new date is written inside it, the CA is asked outside.
         A CA without an opinion, or out of reach, changes nothing: the planned date stands.
         """
         try:
-            self._ask_renewal_information()
+            self._ask_renewal_information(transaction)
         except Stopping:
             return []
         except CAError as exc:
@@ -220,7 +222,7 @@ class Certificates:
 
     # --- renewal information ---
 
-    def _ask_renewal_information(self) -> None:
+    def _ask_renewal_information(self, transaction: Callable[[], AbstractContextManager[Connection]]) -> None:
         with self._database.connection() as connection:
             rows = connection.execute(queries.renewable, {"directory_url": self._directory_url}).fetchall()
         if not rows:
@@ -239,7 +241,7 @@ class Certificates:
                     window, row["not_before"], row["not_after"], renewal.jitter(row["id"], row["order_id"])
                 )
                 if date != row["renew_at"]:
-                    with self._database.connection() as connection:
+                    with transaction() as connection:
                         connection.execute(
                             queries.plan_renewal, {"id": row["id"], "order_id": row["order_id"], "renew_at": date}
                         )

@@ -10,9 +10,10 @@ States of a node
 
 How a standby comes
     A starting node tries at once. Later the leader's ping tells it whether a standby is there; if not, the
-    leader invites one active instance by NOTIFY (one, so that a thousand nodes are no herd) and another one
-    two seconds later if that did not step up. A follower whose heartbeat says that nobody leads or stands by
-    tries by itself: that is what ends the case of leader and standby dying together (within 30 s).
+    leader invites three active instances by NOTIFY (three, because one may have just died; no more, so that a
+    thousand nodes are no herd) and others two seconds later if none stepped up. A follower whose heartbeat says
+    that nobody leads or stands by tries by itself: that is what ends the case of leader and standby dying together
+    (within 30 s).
 
 How a term begins
     The winner increments leadership.term on the session that holds the lock, then frees the standby lock.
@@ -101,7 +102,7 @@ _INVITE = f"""
 SELECT pg_notify('{CHANNEL}', id::text) FROM (
     SELECT id FROM instances
     WHERE id <> $1 AND left_at IS NULL AND last_heartbeat_at > now() - interval '2 minutes'
-    ORDER BY random() LIMIT 1
+    ORDER BY random() LIMIT 3
 ) candidate"""  # noqa: S608 - the only value pasted is a constant
 _PROMOTE = """
 UPDATE leadership l

@@ -88,6 +88,12 @@ class Member:
         _nodes.labels("gone").set(row["nodes"] - row["active"])
         return Heartbeat(row["revision"], row["certificates_due"], row["has_leader"], row["has_standby"])
 
+    def bury(self, dead: list[UUID]) -> None:
+        """Record that these instances of this node died."""
+        if dead:
+            with self._database.connection() as connection:
+                connection.execute(queries.bury, {"dead": dead, "node_name": self._node_name})
+
     def report_applied(self, revision: int, release: str, quarantined: dict[int, str]) -> None:
         """Record what this instance serves."""
         with self._database.connection() as connection:
@@ -124,19 +130,13 @@ def cluster_leader(connection: Connection) -> dict[str, Any]:
     """{"term", "leader": {"node", "instance_id", "acquired_at"} | None, "standby": {"node"} | None}, as PostgreSQL's
     own lock table shows it now."""
     classid, objid = lock_identity(LEADER_LOCK)
-    holders = connection.execute(queries.lock_holders, {"leader_classid": classid, "leader_objid": objid}).fetchall()
-    row = connection.execute(queries.leadership).fetchone()
+    row = connection.execute(queries.leadership, {"leader_classid": classid, "leader_objid": objid}).fetchone()
     assert row is not None  # the migration put it there
-    leader = None
-    if row["released_at"] is None and any(
-        h["granted"] and str(row["instance_id"]).startswith(h["instance"]) for h in holders
-    ):
-        leader = {"node": row["node_name"], "instance_id": row["instance_id"], "acquired_at": row["acquired_at"]}
-    waiting = [h for h in holders if not h["granted"]]
+    leader = {"node": row["node_name"], "instance_id": row["instance_id"], "acquired_at": row["acquired_at"]}
     return {
         "term": row["term"],
-        "leader": leader,
-        "standby": {"node": waiting[0]["node_name"]} if waiting else None,
+        "leader": leader if row["led"] else None,
+        "standby": {"node": row["standby"]} if row["standby"] else None,
     }
 
 

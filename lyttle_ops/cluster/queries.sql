@@ -37,6 +37,10 @@ GROUP BY instance.id;
 -- A clean leave: the instance is inactive at once instead of stale after two minutes.
 UPDATE instances SET left_at = now() WHERE id = %(instance_id)s;
 
+-- name: bury
+-- Instances of this node that their successor found dead: gone now, not stale in two minutes.
+UPDATE instances SET left_at = now() WHERE id = ANY(%(dead)s) AND node_name = %(node_name)s AND left_at IS NULL;
+
 -- name: report_applied
 -- What this instance serves now.
 UPDATE instances
@@ -61,20 +65,23 @@ FROM nodes n
 JOIN instances i ON i.node_name = n.name
 ORDER BY n.name, i.left_at IS NULL DESC, i.last_heartbeat_at > now() - interval '2 minutes' DESC, i.started_at DESC;
 
--- name: lock_holders
--- Who holds the leader lock and who waits inside it, from PostgreSQL's own book-keeping. The sessions carry
--- their instance in application_name: lyttle/<first 8 of the instance id>/lead/<node>.
-SELECT l.granted, split_part(a.application_name, '/', 2) AS instance, split_part(a.application_name, '/', 4) AS node_name
-FROM pg_locks l
-JOIN pg_stat_activity a USING (pid)
-WHERE l.locktype = 'advisory' AND l.objsubid = 1
-  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND l.classid::bigint = %(leader_classid)s AND l.objid::bigint = %(leader_objid)s
-ORDER BY l.granted DESC;
-
 -- name: leadership
--- The term row.
-SELECT term, instance_id, node_name, acquired_at, released_at FROM leadership;
+-- The term row, and who holds the leader lock or waits inside it, from PostgreSQL's own book-keeping. The
+-- sessions carry their instance in application_name: lyttle/<first 8 of the instance id>/lead/<node>.
+WITH sessions AS (
+    SELECT l.granted, split_part(a.application_name, '/', 2) AS instance,
+        split_part(a.application_name, '/', 4) AS node_name
+    FROM pg_locks l
+    JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.objsubid = 1
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.classid::bigint = %(leader_classid)s AND l.objid::bigint = %(leader_objid)s
+)
+SELECT term, instance_id, node_name, acquired_at,
+    released_at IS NULL
+        AND EXISTS (SELECT FROM sessions s WHERE s.granted AND instance_id::text LIKE s.instance || '%%') AS led,
+    (SELECT node_name FROM sessions WHERE NOT granted LIMIT 1) AS standby
+FROM leadership;
 
 -- name: stats
 -- Counts for the overview.

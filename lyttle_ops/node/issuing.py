@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from lyttle_ops.certificates.model import Due, Outcome
 from lyttle_ops.certificates.service import Certificates
 from lyttle_ops.db import DatabaseError
+from lyttle_ops.errors import LyttleOpsError
 
 log = logging.getLogger(__name__)
 
@@ -91,5 +92,7 @@ class Issuing:
         error = future.exception()
         if isinstance(error, DatabaseError):
             log.warning("Certificate for %s waits for PostgreSQL: %s", ", ".join(due.domains), error)
+        elif isinstance(error, LyttleOpsError):
+            log.error("Certificate for %s: %s", ", ".join(due.domains), error)
         elif error is not None:
             log.error("Certificate for %s: an error nobody foresaw", ", ".join(due.domains), exc_info=error)

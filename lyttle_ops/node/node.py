@@ -25,8 +25,7 @@ from uuid import UUID, uuid4
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from lyttle_ops import __version__
-from lyttle_ops.accounts.store import ensure_first_admin
+from lyttle_ops import __version__, accounts
 from lyttle_ops.certificates.encryption import Keyring
 from lyttle_ops.certificates.service import Certificates
 from lyttle_ops.clock import SystemClock
@@ -211,9 +210,10 @@ class Node:
             migrating = Database(owner.get_secret_value(), f"{self._database.name}/migrate", size=0)
             migrate(migrating)
         self._member.heartbeat()
+        self._member.bury(self._guard.dead)
         self._database_is_fine()
         settings = self._settings
-        ensure_first_admin(
+        accounts.ensure_first_admin(
             self._database,
             settings.admin_username,
             settings.admin_password.get_secret_value() if settings.admin_password else None,
@@ -354,13 +354,14 @@ class Node:
     def _renew(self) -> None:
         if not self._leadership.settled:
             return
-        self._guarded("Renewal check", self._certificates.check_renewals)
+        self._guarded("Renewal check", lambda: self._certificates.check_renewals(self._leadership.transaction))
         self._issuing.request()
 
     def _prune(self) -> None:
         def prune() -> None:
             with self._leadership.transaction() as connection:
                 members.prune(connection)
+                accounts.prune(connection)
                 self._certificates.prune(connection)
 
         self._guarded("Pruning", prune)

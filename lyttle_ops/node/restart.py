@@ -29,6 +29,7 @@ class RestartGuard:
         self._count_file = state_dir / "restart.count"
         self._clock = clock
         self._lock_fd: int | None = None
+        self.dead: list[UUID] = []  # instances that died, found at `begin`
         self.count = 0  # unclean exits in the window, found at `begin`
         self.once_ready = False  # whether one of the runs that died had been ready
 
@@ -46,6 +47,7 @@ class RestartGuard:
             reached = _read_if_dead(path)
             if reached is not None:
                 exits.append((now, reached or _STARTED))
+                self.dead.append(UUID(path.name))
                 path.unlink(missing_ok=True)
         self.count = len(exits)
         self.once_ready = any(reached == _READY for _, reached in exits)

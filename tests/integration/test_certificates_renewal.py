@@ -167,11 +167,11 @@ def test_the_cas_suggested_window_moves_the_date_and_always_to_the_same_point(la
     node.certificates.ensure_certificate([DOMAIN])
     start = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
     lab.proxy.renewal_window = (start, start + timedelta(days=2))
-    assert node.certificates.check_renewals() == []
+    assert node.certificates.check_renewals(node.database.transaction) == []
     first = _view(node).renew_at
     assert first is not None
     assert start <= first <= start + timedelta(days=2)
-    node.certificates.check_renewals()
+    node.certificates.check_renewals(node.database.transaction)
     assert _view(node).renew_at == first
 
 
@@ -183,7 +183,7 @@ def test_a_window_in_the_past_makes_it_due_now_and_the_order_says_what_it_replac
     (old,) = node.certificates.usable()
     past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
     lab.proxy.renewal_window = (past, past + timedelta(hours=1))
-    (due,) = node.certificates.check_renewals()
+    (due,) = node.certificates.check_renewals(node.database.transaction)
     assert due.renewal
     assert node.certificates.ensure_certificate(due.domains) is Outcome.ISSUED
     assert lab.proxy.payloads[-1]["replaces"] == renewal_id(old.chain_pem)
@@ -214,7 +214,7 @@ def test_without_renewal_information_the_planned_date_stands(lab: Lab, make: Nod
         lab.proxy.fault("renewalInfo")
     elif trouble == "unknown certificate":
         lab.proxy.answer("renewalInfo", 404, {"type": "urn:ietf:params:acme:error:malformed", "detail": "unknown"})
-    assert node.certificates.check_renewals() == []
+    assert node.certificates.check_renewals(node.database.transaction) == []
     assert _view(node).renew_at == planned
 
 

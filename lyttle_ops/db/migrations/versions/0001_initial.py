@@ -100,6 +100,7 @@ CREATE TABLE certificates (
     attempts             integer NOT NULL DEFAULT 0,   -- failures since the last success
     next_try_at          timestamptz,          -- back-off, respected by all nodes and terms
     last_error           text,                 -- the CA's own words
+    rate_limited         boolean NOT NULL DEFAULT false,  -- it was the CA's rate limit: no wish ends that
     last_error_at        timestamptz,
     created_at           timestamptz NOT NULL DEFAULT now()
 );
