@@ -219,6 +219,6 @@ TOKEN=$({curl} {first.api}/auth/login -H 'content-type: application/json' -d @{l
 for node in {hosts}; do
   echo "== $node"
   {curl} -Sv --cacert {root} --connect-to ::$node:{https} https://demo.example.test/ 2>&1 \\
-    | grep -E 'subject:|issuer:|expire date:|^[{{]"|^curl:'
+    | grep -E 'subjectAltName:|issuer:|expire date:|^[{{]"|^curl:'
 done
 """
