@@ -55,6 +55,15 @@ def _name_servers() -> tuple[str, ...]:
     return tuple(servers) or ("127.0.0.53",)
 
 
+def _everywhere(port: int) -> tuple[str, ...]:
+    """All addresses of this machine; without IPv6 in the kernel NGINX would refuse to start on [::]."""
+    try:
+        socket.socket(socket.AF_INET6).close()
+    except OSError:
+        return (f"0.0.0.0:{port}",)
+    return f"0.0.0.0:{port}", f"[::]:{port}"
+
+
 def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
@@ -163,8 +172,14 @@ class Settings(BaseModel):
         Path("/run/lyttle-ops"),
         description="sockets, NGINX releases and private keys in clear; must be a tmpfs",
     )
-    http_listen: Listen = Field(("0.0.0.0:80", "[::]:80"), description="addresses for HTTP, comma separated")
-    https_listen: Listen = Field(("0.0.0.0:443", "[::]:443"), description="addresses for HTTPS, comma separated")
+    http_listen: Listen = Field(
+        default_factory=lambda: _everywhere(80),
+        description="addresses for HTTP, comma separated; default: 0.0.0.0:80, and [::]:80 where the kernel has IPv6",
+    )
+    https_listen: Listen = Field(
+        default_factory=lambda: _everywhere(443),
+        description="addresses for HTTPS, comma separated; default: 0.0.0.0:443, and [::]:443 where there is IPv6",
+    )
     api_listen: Annotated[str, AfterValidator(_address)] = Field(
         "127.0.0.1:3003", description="address of the control API"
     )

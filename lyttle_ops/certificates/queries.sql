@@ -15,7 +15,9 @@ ON CONFLICT (domains) DO NOTHING
 
 -- name: pending
 -- What can be worked on now: first issues for any node, renewals for the leader. Rows for wanted sets of
--- domains that are new come with the same statement; ON CONFLICT because every node runs this.
+-- domains that are new come with the same statement. Every node runs this at the same moment: the update that
+-- changes nothing lets those that lose the race see the row too (so that they look again, should the winner die),
+-- and the order keeps them from waiting for each other crosswise.
 WITH wanted AS (
     SELECT DISTINCT domains FROM proxies WHERE ssl AND enabled
 ), missing AS (
@@ -23,7 +25,8 @@ WITH wanted AS (
     SELECT w.domains, s.revision
     FROM wanted w CROSS JOIN cluster_state s
     WHERE NOT EXISTS (SELECT FROM certificates c WHERE c.domains = w.domains)
-    ON CONFLICT (domains) DO NOTHING
+    ORDER BY w.domains
+    ON CONFLICT (domains) DO UPDATE SET domains = excluded.domains
     RETURNING id, domains
 )
 SELECT id, domains, false AS renewal, false AS requested, NULL::timestamptz AS since FROM missing
