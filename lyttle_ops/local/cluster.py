@@ -9,9 +9,7 @@ that the next command cannot find.
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from lyttle_ops.errors import LyttleOpsError
-from lyttle_ops.local import credentials, listeners, nodes, packages, processes
+from lyttle_ops.local import credentials, listeners, nodes, packages, processes, services
 from lyttle_ops.local.ca import CertificateAuthority
 from lyttle_ops.local.folders import Folders, create_run_folder, run_folder
 from lyttle_ops.local.layout import Layout, NodeLayout
-from lyttle_ops.local.postgres import PostgresServer
 from lyttle_ops.local.processes import Process
 from lyttle_ops.local.state import State, StateFile
 
@@ -111,7 +108,7 @@ class LocalCluster:
             self._clear_leftovers()
             listeners.check_free(layout.endpoints())
             create_run_folder(run)
-            ca = self._certificate_authority(layout, ca_delays)
+            ca = services.certificate_authority(self.folders.ca, layout, ca_delays)
             state = State(
                 layout=layout,
                 run_folder=run,
@@ -142,29 +139,23 @@ class LocalCluster:
     def _start_services(self, state: State, ca: CertificateAuthority) -> None:
         layout = state.layout
         secrets = credentials.ensure(self.folders.secrets)
-        database = self._postgres(layout, secrets.database_password)
+        database = services.postgres(self.folders.postgres, layout, secrets.database_password)
         with ThreadPoolExecutor(2) as pool:
             starting = pool.submit(database.start)
             self._launch_companions(layout)
             ca.start()
             self._record("ca", ca.pid)
-            self._keep_roots(ca)
+            services.keep_roots(ca, self.folders.ca)
             starting.result()
         self._checkpoint()
         secrets.write_database_url(database.url())
         self._say(f"PostgreSQL on {layout.services}:{layout.database_port}")
-        _wait_for_port(layout.services, layout.upstream_port, self.folders.log("companions"))
+        if not services.answers(layout.services, layout.upstream_port):
+            raise StartFailed(f"the DNS server and the demo upstream do not answer{self._tail('companions')}")
         self._say(f"CA on {ca.directory_url}, demo upstream on {layout.upstream}")
 
     def _launch_companions(self, layout: Layout) -> None:
-        argv = [
-            sys.executable, "-m", "lyttle_ops.local.companions",
-            "--dns", f"{layout.services}:{layout.dns_port}",
-            "--upstream", f"{layout.services}:{layout.upstream_port}",
-            "--nodes", ",".join(node.host for node in layout.all_nodes()),
-            "--probe", str(layout.http_port),
-        ]  # fmt: skip
-        self._launch("companions", argv, self.folders.state, os.environ)
+        self._launch("companions", services.companions_command(layout), self.folders.state, os.environ)
 
     def _launch_node(self, node: NodeLayout, again: bool = False) -> None:
         state = self._require_state()
@@ -230,16 +221,6 @@ class LocalCluster:
             last = []
         return f"; its log is {log}" + "".join(f"\n  {line}" for line in last)
 
-    def _keep_roots(self, ca: CertificateAuthority) -> None:
-        """Every start of the CA makes a new issuing root; nodes still serve what earlier ones signed."""
-        kept = self.folders.ca / "roots.pem"
-        newest = ca.issuing_root.read_text()
-        end = "-----END CERTIFICATE-----\n"
-        earlier = [part + end for part in (kept.read_text() if kept.exists() else "").split(end) if part.strip()]
-        beside = kept.with_suffix(".new")
-        beside.write_text("".join([newest, *(root for root in earlier if root != newest)][:50]))
-        beside.replace(kept)
-
     # -- look ----------------------------------------------------------------------------------------------
 
     def state(self) -> State:
@@ -272,8 +253,8 @@ class LocalCluster:
         secrets = credentials.ensure(self.folders.secrets)
         statuses = self.node_statuses(state, prove=True)
         return {
-            "database": {"dsn": self._postgres(layout, secrets.database_password).url()},
-            "ca": {"directory": state.acme_directory, "root": str(self.folders.ca / "roots.pem")},
+            "database": {"dsn": services.postgres(self.folders.postgres, layout, secrets.database_password).url()},
+            "ca": {"directory": state.acme_directory, "root": str(self.folders.ca / services.ROOTS)},
             "admin": {"username": credentials.ADMIN_USERNAME, "password_file": str(secrets.admin_password_file)},
             "upstream": layout.upstream,
             "nodes": [
@@ -360,9 +341,9 @@ class LocalCluster:
             for node in state.layout.all_nodes():
                 self._end_strays(node)
             self._stop(state, ["ca", "companions"], SERVICE_GRACE)
-            self._certificate_authority(state.layout).stop()  # one that was not recorded yet
+            services.certificate_authority(self.folders.ca, state.layout).stop()  # one that was not recorded yet
             secrets = credentials.ensure(self.folders.secrets)
-            self._postgres(state.layout, secrets.database_password).stop()
+            services.postgres(self.folders.postgres, state.layout, secrets.database_password).stop()
             self.reap()
             shutil.rmtree(state.run_folder, ignore_errors=True)
             with suppress(OSError):  # other clusters of this user
@@ -405,20 +386,6 @@ class LocalCluster:
         """Let the kernel forget our children that ended."""
         self._children = [child for child in self._children if child.poll() is None]
 
-    def _postgres(self, layout: Layout, password: str) -> PostgresServer:
-        return PostgresServer(self.folders.postgres, layout.services, layout.database_port, password)
-
-    def _certificate_authority(self, layout: Layout, delays: bool = False) -> CertificateAuthority:
-        return CertificateAuthority(
-            self.folders.ca,
-            layout.services,
-            port=layout.ca_port,
-            management_port=layout.ca_management_port,
-            dns_server=f"{layout.services}:{layout.dns_port}",
-            http_port=layout.http_port,
-            delays=delays,
-        )
-
     def _require_state(self) -> State:
         state = self._file.read()
         if state is None:
@@ -430,15 +397,3 @@ def _myself() -> Process:
     me = processes.identify(os.getpid())
     assert me is not None  # this process runs
     return me
-
-
-def _wait_for_port(host: str, port: int, log: Path, timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((host, port), 1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise StartFailed(f"nothing answers on {host}:{port}; see {log}") from None
-            time.sleep(0.02)
