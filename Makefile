@@ -28,7 +28,7 @@ types: setup ## mypy, strict
 	@$(VENV)/bin/mypy
 
 bench: setup ## every benchmark, one after the other
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(VENV)/bin/python "$$file"; done
+	@set -e; export PYTHONPATH=.; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(VENV)/bin/python "$$file"; done
 
 clean: ## remove the virtual environment and what tools left behind
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

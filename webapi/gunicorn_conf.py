@@ -41,3 +41,10 @@ loglevel = _settings.log_level.lower()
 logger_class = RootLogger
 accesslog = None  # the application logs what changes something
 proc_name = "lyttle-api"
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Close the pool: its threads would hold up the interpreter's end."""
+    from webapi.app import close
+
+    close(worker.wsgi)

@@ -42,7 +42,8 @@ class Events:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(timeout=5)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(timeout=5)
 
     def _run(self) -> None:
         pause = 0.2

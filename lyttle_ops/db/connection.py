@@ -44,8 +44,9 @@ def is_open(connection: psycopg.Connection[Any]) -> bool:
         return True
     try:
         pgconn.consume_input()
-        # Something came that nobody asked for: a notification or parameter is fine, a FATAL is not.
-        return pgconn.status == pq.ConnStatus.OK and not poll.poll(0)
+        # Something came that nobody asked for. A changed parameter is fine; after a FATAL the end follows at once,
+        # but perhaps not in the same instant.
+        return pgconn.status == pq.ConnStatus.OK and not poll.poll(100)
     except psycopg.Error:
         return False
 

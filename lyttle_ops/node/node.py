@@ -108,7 +108,7 @@ class Node:
         )
         self._events = Events(
             self._database,
-            {STATE_CHANNEL: lambda payload: self._state_changed(), leading.CHANNEL: self._invited},
+            {STATE_CHANNEL: self._state_changed, leading.CHANNEL: self._invited},
         )
         self._scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
         self._supervisor = Supervisor(self._clock)
@@ -304,9 +304,11 @@ class Node:
 
     # -- what others tell us ---------------------------------------------------------------------------
 
-    def _state_changed(self) -> None:
+    def _state_changed(self, payload: str) -> None:
         self._sync.request()
         self._issuing.request()
+        if not payload:  # a new connection: PostgreSQL is back, and need not wait for the next heartbeat
+            self._scheduler.modify_job("heartbeat", next_run_time=self._clock.now())
 
     def _invited(self, payload: str) -> None:
         if payload == str(self._instance_id):

@@ -188,4 +188,3 @@ def test_an_api_that_is_killed_is_back(cluster: Cluster) -> None:
     os.kill(int(api[0]), signal.SIGKILL)
     until(lambda: not os.path.exists(f"/proc/{api[0]}"))
     until(lambda: cluster.call("GET", "/cluster/leader", node="n2").status_code == 200, timeout=30)
-

@@ -120,6 +120,14 @@ class Cluster:
             cursor = connection.execute(statement, parameters)  # type: ignore[call-overload]
             return list(cursor.fetchall()) if cursor.description else []
 
+    def watch_term(self) -> Iterator[tuple[int, str]]:
+        """The term and who has it, as often as asked, on one connection."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            while True:
+                row = connection.execute("SELECT term, node_name FROM leadership").fetchone()
+                assert row
+                yield row[0], row[1]
+
     # -- faults ------------------------------------------------------------------------------------------
 
     def status_of(self, node: str) -> dict[str, Any]:
