@@ -297,7 +297,7 @@ class LocalCluster:
         if process is not None and process.is_alive():
             raise NodeAlreadyRuns(f"{name} already runs (process {process.pid})")
         self._end_strays(node)  # what it left behind holds its ports
-        listeners.check_free(node.endpoints())
+        listeners.check_free(node.endpoints(), patience=5.0)
         self._launch_node(node, again=True)
         if wait:
             self._wait_until_ready([node], READY_TIMEOUT)

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import time
 from collections.abc import Iterable
 
 import psutil
@@ -16,18 +17,30 @@ class AddressBusy(LyttleOpsError):
     """An address that the local cluster needs is in use."""
 
 
-def check_free(endpoints: Iterable[Endpoint]) -> None:
-    """Bind each once, the way servers do (SO_REUSEADDR). Raises AddressBusy naming port, holder and way out."""
+def check_free(endpoints: Iterable[Endpoint], patience: float = 0.0) -> None:
+    """Bind each once, the way servers do (SO_REUSEADDR). Raises AddressBusy naming port, holder and way out.
+
+    `patience`: seconds for a process that is just ending to let go.
+    """
+    deadline = time.monotonic() + patience
     for endpoint in endpoints:
-        try:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((endpoint.host, endpoint.port))
-            if endpoint.udp:
-                with socket.socket(type=socket.SOCK_DGRAM) as probe:
-                    probe.bind((endpoint.host, endpoint.port))
-        except OSError as exc:
-            raise AddressBusy(_explain(endpoint, exc)) from None
+        while True:
+            try:
+                _bind(endpoint)
+                break
+            except OSError as exc:
+                if time.monotonic() > deadline:
+                    raise AddressBusy(_explain(endpoint, exc)) from None
+            time.sleep(0.05)
+
+
+def _bind(endpoint: Endpoint) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((endpoint.host, endpoint.port))
+    if endpoint.udp:
+        with socket.socket(type=socket.SOCK_DGRAM) as probe:
+            probe.bind((endpoint.host, endpoint.port))
 
 
 def _explain(endpoint: Endpoint, error: OSError) -> str:

@@ -30,6 +30,8 @@ def _whole_again(cluster: Cluster) -> None:
     cluster.ca.reset()
     cluster.wait_ready()
     cluster.wait_settled()
+    # The API says 503 for up to a second more after PostgreSQL came back.
+    until(lambda: all(cluster.call("GET", "/proxy", node=node).status_code == 200 for node in cluster.nodes))
 
 
 class Load:
@@ -101,7 +103,7 @@ def test_https_goes_on_while_postgresql_is_away_and_all_is_well_again_without_a_
             database.start()
         cluster.wait_ready(timeout=60)
         cluster.wait_settled()
-        cluster.add("after.example.test", node="n3")
+        until(lambda: cluster.add("after.example.test", node="n3").status_code == 201)
         cluster.wait_for_certificate("after.example.test")
     assert load.failures == []
     assert load.succeeded > 10 * AWAY
