@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import requests
 
 from lyttle_ops.certificates import renewal, store
 from lyttle_ops.certificates.acme import renewal_id
@@ -136,13 +137,19 @@ def test_a_request_wakes_the_nodes(lab: Lab, make: NodeMaker) -> None:
         listener.close()
 
 
-def test_a_failed_renewal_keeps_the_certificate_and_says_so(lab: Lab, make: NodeMaker) -> None:
+@pytest.mark.parametrize("orders", [1, 2], ids=["no ARI", "ARI"])
+def test_a_failed_renewal_keeps_the_certificate_and_says_so(lab: Lab, make: NodeMaker, orders: int) -> None:
+    """With ARI an order that names what it replaces comes first, then one that does not; the CA refuses them all."""
     node = make()
     want(node.database, DOMAIN)
     node.certificates.ensure_certificate([DOMAIN])
     _request(node)
-    lab.proxy.answer("newOrder", 400, {"type": "urn:ietf:params:acme:error:malformed", "detail": "no"})
+    if orders == 2:
+        lab.proxy.renewal_window = (datetime.now(UTC), datetime.now(UTC) + timedelta(days=1))
+    problem = {"type": "urn:ietf:params:acme:error:malformed", "detail": "no"}
+    refusal = lab.proxy.answer("newOrder", 400, problem, times=orders)
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.FAILED
+    assert refusal.times == 0
     view = _view(node)
     assert view.state == "issued"
     assert "renewal failed 1 times, next try at" in view.stage
@@ -200,6 +207,33 @@ def test_a_renewal_the_ca_does_not_accept_as_one_is_ordered_anew(lab: Lab, make:
     lab.proxy.answer("newOrder", 409, {"type": "urn:ietf:params:acme:error:alreadyReplaced", "detail": "done"})
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
     assert "replaces" not in lab.proxy.payloads[-1]
+
+
+def test_what_this_pebble_offers_of_renewal_information_is_used(lab: Lab, make: NodeMaker) -> None:
+    """Past the proxy. From 2.6 on pebble offers ARI: it knows our name for the certificate, and takes the order as
+    its renewal. Older ones do not: the planned date stands, and the order is one like any other."""
+    node = make(settings=lab.direct)
+    want(node.database, DOMAIN)
+    node.certificates.ensure_certificate([DOMAIN])
+    planned = _view(node).renew_at
+    assert planned is not None
+    (old,) = node.certificates.usable()
+    base = requests.get(lab.direct.acme_directory_url, verify=str(lab.ca.root), timeout=5).json().get("renewalInfo")
+    window = planned, planned
+    if base is not None:
+        said = requests.get(f"{base}/{renewal_id(old.chain_pem)}", verify=str(lab.ca.root), timeout=5).json()
+        start, end = (datetime.fromisoformat(said["suggestedWindow"][key]) for key in ("start", "end"))
+        assert not start <= planned <= end
+        window = start, end
+    assert node.certificates.check_renewals(node.database.transaction) == []
+    moved = _view(node).renew_at
+    assert moved is not None
+    assert window[0] <= moved <= window[1]
+    _execute(node, "UPDATE certificates SET renew_at = now()")
+    before = lab.ca.log.stat().st_size
+    assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
+    taken_as_renewal = b"is a replacement of" in lab.ca.log.read_bytes()[before:]
+    assert taken_as_renewal == (base is not None)
 
 
 @pytest.mark.parametrize("trouble", ["no ARI", "unreachable", "unknown certificate"])

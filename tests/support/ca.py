@@ -167,7 +167,7 @@ class CAProxy:
         self.seen: Counter[str] = Counter()
         self.orders = 0
         self.payloads: list[dict[str, Any]] = []  # of accepted newOrders
-        self.renewal_window: tuple[datetime, datetime] | None = None  # set: the CA offers ARI
+        self.renewal_window: tuple[datetime, datetime] | None = None  # set: the CA offers ARI; None: it does not
         self._ca = ca
         self._upstream_tls = ssl.create_default_context(cafile=str(ca.root))
         self._faults: list[Fault] = []
@@ -262,8 +262,11 @@ class CAProxy:
                     with proxy._mutex:
                         proxy.orders += 1
                         proxy.payloads.append(json.loads(b64decode(json.loads(body)["payload"])))
-                if step == "directory" and proxy.renewal_window is not None:
-                    directory = {**json.loads(answer), "renewalInfo": f"https://{self.headers['Host']}/renewal-info"}
+                if step == "directory":
+                    directory = json.loads(answer)
+                    directory.pop("renewalInfo", None)  # pebble has its own from 2.6 on
+                    if proxy.renewal_window is not None:
+                        directory["renewalInfo"] = f"https://{self.headers['Host']}/renewal-info"
                     answer = json.dumps(directory).encode()
                 fault = proxy._take(step, "after")
                 if fault is not None and self.suffer(fault):
