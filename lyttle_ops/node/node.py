@@ -160,7 +160,8 @@ class Node:
                 self._serve_snapshot()
                 self._fail(
                     f"it ended uncleanly {self._guard.count} times within 5 minutes; it serves what it served last. "
-                    f"Find out why in the log, remove {self._settings.state_dir}/restart.count and restart this node"
+                    f"Find out why in the log, remove {self._settings.state_dir}/restart.count and restart this node",
+                    was_ready=True,
                 )
                 return
             self._join()
@@ -256,12 +257,12 @@ class Node:
         shutil.rmtree(self._folder, ignore_errors=True)
         log.info("Stopped with code %d", self._exit_code)
 
-    def _fail(self, reason: str) -> None:
-        """Failure mode when this instance was ready or serves; the end when it never was."""
+    def _fail(self, reason: str, was_ready: bool = False) -> None:
+        """Failure mode when this instance (or, with `was_ready`, one before it) was ready or serves; else the end."""
         if self._state == "stopping" or self._stopping.is_set():
             return
         self._failure = reason
-        if self._state == "ready" or self._nginx.is_running() or self._sync.release is not None:
+        if was_ready or self._state == "ready" or self._serving:
             log.critical("FAILURE MODE: %s", reason)
             self._state = "failed"
             self._leadership.reconsider()

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 MOST_RESTARTS = 5
 RESTART_WINDOW = 300.0  # seconds
-_PAUSES = (0.0, 0.5, 2.0, 5.0, 10.0)  # before the 1st, 2nd … restart in the window
+_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the 1st, 2nd … restart in the window
 
 
 @dataclass

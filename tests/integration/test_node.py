@@ -1,0 +1,301 @@
+"""`lyttle-ops node` as a container runs it: how it starts, stops, gives up and keeps serving."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from lyttle_ops.db import Database
+from tests.support import loopback
+from tests.support.wait import until
+
+PASSWORD = "a-password-of-the-test"
+
+
+class NodeProcess:
+    """One node with addresses and folders of its own; `start` may be called again after it ended."""
+
+    def __init__(self, url: str, name: str = "n1", folder: Path | None = None, **settings: str) -> None:
+        self.host = loopback.address()
+        self.own = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="lyttle-node-", dir="/dev/shm"))
+        self.http = f"{self.host}:{loopback.port(self.host)}"
+        self.api = f"{self.host}:{loopback.port(self.host)}"
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": url,
+            "MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
+            "NODE_NAME": name,
+            "NODE_MACHINE_ID": "machine",
+            "STATE_DIR": str(self.folder / "state"),
+            "RUN_DIR": str(self.folder / "run"),
+            "HTTP_LISTEN": self.http,
+            "HTTPS_LISTEN": f"{self.host}:{loopback.port(self.host)}",
+            "API_LISTEN": self.api,
+            "ACME_DIRECTORY_URL": "https://127.0.0.1:1/dir",
+            "ADMIN_PASSWORD": PASSWORD,
+            **settings,
+        }
+        self.output: list[str] = []
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> "NodeProcess":
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lyttle_ops.cli", "node"],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        return self
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout
+        with process.stdout:
+            self.output.extend(process.stdout)
+
+    def wait(self, timeout: float = 40) -> int:
+        assert self.process
+        return self.process.wait(timeout)
+
+    def ready(self) -> bool:
+        return self.get("/health/ready").status_code == 200
+
+    def get(self, path: str) -> requests.Response:
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.get(f"http://{self.api}{path}", timeout=5)
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def status(self) -> dict[str, Any]:
+        assert self.process
+        for file in (self.folder / "run").glob("*/status.json"):
+            found: dict[str, Any] = json.loads(file.read_text())
+            if found["pid"] == self.process.pid:
+                return found
+        raise KeyError("status.json")
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        if self.own:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def text(self) -> str:
+        return "".join(self.output)
+
+
+@pytest.fixture
+def node(database_url: str) -> Iterator[Callable[..., NodeProcess]]:
+    made: list[NodeProcess] = []
+
+    def make(url: str = database_url, **options: Any) -> NodeProcess:
+        made.append(NodeProcess(url, **options))
+        return made[-1]
+
+    yield make
+    for each in reversed(made):
+        each.close()
+
+
+@pytest.fixture
+def slow_upstream() -> Iterator[tuple[str, threading.Event]]:
+    """Answers a second after it was asked; the event is set when a request has come."""
+    asked = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.set()
+            time.sleep(1.0)
+            self.send_response(200)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"slow")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    host = loopback.address()
+    server = ThreadingHTTPServer((host, loopback.port(host)), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://{host}:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def add_proxy(url: str, domain: str, target: str) -> None:
+    database = Database(url, "test", size=1)
+    with database.transaction() as connection:
+        connection.execute(
+            "WITH p AS (INSERT INTO proxies (type, domains, proxy_pass_host, revision)"
+            " VALUES ('PROXY', ARRAY[%s], %s, next_revision()) RETURNING id)"
+            " INSERT INTO proxy_domains SELECT %s, id FROM p",
+            (domain, target, domain),
+        )
+    database.close()
+
+
+def test_all_three_processes_log_json_lines_and_no_secret(node: Callable[..., NodeProcess], database_url: str) -> None:
+    add_proxy(database_url, "a.example.test", "http://127.0.0.1:9")
+    one = node().start()
+    until(one.ready, timeout=30)
+    with requests.Session() as session:
+        session.trust_env = False
+        session.get(f"http://{one.http}/", headers={"Host": "a.example.test"}, timeout=5)
+        session.post(
+            f"http://{one.api}/auth/login", json={"username": "admin", "password": PASSWORD}, timeout=10
+        ).raise_for_status()
+    one.stop()
+    records = [json.loads(line) for line in one.output]
+    assert {record["process"] for record in records} == {"node", "api", "nginx"}
+    assert all({"time", "level", "message"} <= set(record) for record in records)
+    database_password = database_url.split(":")[2].split("@")[0]
+    for secret in (PASSWORD, database_password, one.environment["MASTER_KEY"]):
+        assert secret not in one.text()
+
+
+def test_sigterm_finishes_the_request_in_flight_and_exits_0(
+    node: Callable[..., NodeProcess], database_url: str, slow_upstream: tuple[str, threading.Event]
+) -> None:
+    target, asked = slow_upstream
+    add_proxy(database_url, "slow.example.test", target)
+    one = node().start()
+    until(one.ready, timeout=30)
+    answers: list[str] = []
+
+    def ask() -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            answers.append(session.get(f"http://{one.http}/", headers={"Host": "slow.example.test"}, timeout=10).text)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    assert asked.wait(10)
+    assert one.process
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait() == 0
+    client.join(10)
+    assert answers == ["slow"]
+    assert (one.folder / "state/restart.count").read_text().split() == ["0"]
+    # Nothing of it is left on the machine.
+    assert list((one.folder / "run").iterdir()) == []
+
+
+def test_a_wrong_password_ends_an_instance_that_was_never_ready(
+    node: Callable[..., NodeProcess], database_url: str
+) -> None:
+    one = node(database_url.replace("@", "wrong@", 1)).start()
+    assert one.wait() == 1
+    assert "password authentication failed" in one.text()
+    assert database_url.split(":")[2].split("@")[0] not in one.text()
+
+
+def test_a_wrong_setting_is_one_sentence_and_exit_code_1(node: Callable[..., NodeProcess]) -> None:
+    one = node(HTTP_LISTEN="eighty").start()
+    assert one.wait() == 1
+    assert "HTTP_LISTEN: 'eighty' is not an address" in one.text()
+    assert "Traceback" not in one.text()
+
+
+def test_after_five_restarts_a_node_that_was_never_ready_gives_up(node: Callable[..., NodeProcess]) -> None:
+    one = node("postgresql://u:p@127.0.0.1:1/x")
+    count = one.folder / "state/restart.count"
+    for restarts in range(6):
+        one.start()
+        until(lambda restarts=restarts: count.read_text().split()[0] == str(restarts), timeout=20)
+        until(lambda: any(path.stat().st_size == 0 for path in count.parent.glob("running/*")), timeout=20)
+        one.kill()
+    one.start()
+    assert one.wait() == 1
+    assert "ended uncleanly 6 times within 5 minutes and was never ready" in one.text()
+
+
+def test_after_five_restarts_a_node_that_had_been_ready_serves_and_waits_for_a_person(
+    node: Callable[..., NodeProcess], database_url: str, slow_upstream: tuple[str, threading.Event]
+) -> None:
+    add_proxy(database_url, "kept.example.test", slow_upstream[0])
+    one = node()
+    for _ in range(6):
+        one.start()
+        # Not over HTTP: for a moment the API of the one before may still answer there.
+        until(lambda: one.status()["state"] == "ready", timeout=30)
+        one.kill()
+    one.start()
+
+    def serves() -> bool:
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.get(f"http://{one.http}/", headers={"Host": "kept.example.test"}, timeout=5).text == "slow"
+
+    until(serves, timeout=30)
+    until(lambda: one.status()["state"] == "failed", timeout=10)
+    until(lambda: one.get("/health/ready").status_code == 503 and "restart.count" in one.get("/health/ready").text)
+    assert one.get("/health/live").status_code == 200
+    assert one.status()["leader"] is False
+    one.stop()
+    # What the message tells a person to do works.
+    (one.folder / "state/restart.count").unlink()
+    one.start()
+    until(one.ready, timeout=30)
+
+
+def test_a_successor_runs_beside_its_predecessor_as_the_same_node(
+    node: Callable[..., NodeProcess], database: Database
+) -> None:
+    first = node().start()
+    until(first.ready, timeout=30)
+    second = node(folder=first.folder).start()
+    until(second.ready, timeout=30)
+    with database.connection() as connection:
+        rows = connection.execute(
+            "SELECT count(*) AS instances, count(DISTINCT node_name) AS nodes FROM instances WHERE left_at IS NULL"
+        ).fetchone()
+    assert rows == {"instances": 2, "nodes": 1}
+    assert first.ready()
+    assert first.process
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 0
+    assert second.ready()
+
+
+def test_a_port_that_somebody_else_holds_ends_an_instance_that_was_never_ready(
+    node: Callable[..., NodeProcess],
+) -> None:
+    one = node()
+    host, port = one.http.split(":")
+    with socket.socket() as holder:
+        holder.bind((host, int(port)))
+        holder.listen()
+        one.start()
+        assert one.wait(90) == 1
+    assert f"bind() to {one.http} failed" in one.text()
