@@ -18,7 +18,7 @@ run: setup ## a cluster on this machine; Ctrl-C stops it (ARGS="--nodes 5 --base
 
 test: ## all tests, on real parts (ARGS="tests/unit -k render")
 	@.ci/setup tests
-	@$(VENV)/bin/pytest $(ARGS)
+	@$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## ruff: rules and format
 	@$(VENV)/bin/ruff check .

@@ -18,6 +18,7 @@ from lyttle_ops.nginx.syntax import Directive, Text, literal, number
 _ACME = "^/[.]well-known/acme-challenge/"
 _REPEATABLE = {"proxy_set_header", "add_header", "add_trailer", "proxy_hide_header"}
 _BEFORE_LOCATIONS = {"return", "rewrite", "if", "set", "break"}  # run before NGINX chooses a location
+_NO_CIRCLE = Directive.of("if", "$lyttle_circling", block=[Directive.of("return", "508")])
 _HSTS = Directive.of("add_header", "Strict-Transport-Security", "max-age=31536000", "always")
 
 
@@ -105,7 +106,7 @@ def _body(site: Site, layout: Layout, *, tls: bool, to_https: bool = False) -> t
         return (*before, *content)
     # A break here ends the server's own rewriting; a location, also one of custom code, is not yet chosen.
     guard = [Directive.of("if", "$uri", "~", _ACME, block=[Directive.of("break")])]
-    needed = before or any(directive.name in _BEFORE_LOCATIONS for directive in content)
+    needed = before or any(directive.name in _BEFORE_LOCATIONS and directive is not _NO_CIRCLE for directive in content)
     return (*(guard if needed else ()), *before, *content, _challenge(layout))
 
 
@@ -139,6 +140,7 @@ def _content(site: Site, layout: Layout, *, hsts: bool) -> list[Directive]:
     ):
         locations.append(Directive.of("location", "/", block=_handler(site, layout)))
     return [
+        *([_NO_CIRCLE] if site.kind == "proxy" else ()),
         *(directive for directive in own if directive.name not in replaced),
         *headers,
         *([Directive.of("proxy_hide_header", "Strict-Transport-Security"), _HSTS] if hsts else ()),
@@ -174,6 +176,7 @@ def _headers(site: Site) -> list[Directive]:
         "X-Forwarded-Proto": "$lyttle_scheme",
         "Forwarded": "",
         "Proxy": "",  # CVE-2016-5385
+        "CDN-Loop": "$lyttle_cdn_loop",
         "Upgrade": "$lyttle_upgrade" if site.websocket else "",
         "Connection": connection,
     }

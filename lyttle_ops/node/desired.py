@@ -7,7 +7,7 @@ start with PostgreSQL away and serve what it served last.
 import base64
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -47,9 +47,14 @@ class Desired:
             if certificate_name(c) in used
         }
 
-    def served_domains(self) -> dict[str, str]:
-        """A domain under which each used certificate can be seen, by certificate name."""
-        return {name: domain for proxy in self.proxies if proxy.enabled for domain, name in self._tls(proxy).items()}
+    def served_domains(self, quarantined: Collection[int] = ()) -> dict[str, str]:
+        """A domain under which each used certificate can be seen, by certificate name; not of `quarantined` entries."""
+        return {
+            name: domain
+            for proxy in self.proxies
+            if proxy.enabled and proxy.id not in quarantined
+            for domain, name in self._tls(proxy).items()
+        }
 
     def _tls(self, proxy: Proxy) -> dict[str, str]:
         """domain → certificate: the one for exactly these domains, else the longest valid that covers it.

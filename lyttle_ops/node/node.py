@@ -35,7 +35,7 @@ from lyttle_ops.cluster.events import STATE_CHANNEL, Events
 from lyttle_ops.cluster.leadership import Leadership, NotLeader
 from lyttle_ops.cluster.locks import Locks
 from lyttle_ops.cluster.members import Member, NodeNameTaken
-from lyttle_ops.db import Database, DatabaseError, DatabaseUnavailable
+from lyttle_ops.db import Database, DatabaseError, DatabaseUnavailable, load_queries
 from lyttle_ops.db.migrate import migrate
 from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.nginx.process import Process, read_log_line
@@ -50,6 +50,7 @@ from lyttle_ops.node.sync import Sync
 from lyttle_ops.settings import Settings
 
 log = logging.getLogger(__name__)
+queries = load_queries("lyttle_ops.node")
 
 PROBE_INTERVAL = 2.0  # seconds between looks at NGINX and the API
 GRACE = 25.0  # seconds in-flight requests get at SIGTERM; stop_grace_period is longer
@@ -210,6 +211,7 @@ class Node:
         else:
             migrating = Database(owner.get_secret_value(), f"{self._database.name}/migrate", size=0)
             migrate(migrating)
+        self._agree_on_key()
         self._member.heartbeat()
         self._member.bury(self._guard.dead)
         self._database_is_fine()
@@ -220,6 +222,17 @@ class Node:
             settings.admin_password.get_secret_value() if settings.admin_password else None,
             settings.state_dir / "admin-password",
         )
+
+    def _agree_on_key(self) -> None:
+        """Refuse to join with another master key than the cluster's: none of its certificates could be served."""
+        with self._database.connection() as connection:
+            row = connection.execute(queries.agree_on_key, {"key_id": self._keyring.key_id}).fetchone()
+        assert row is not None  # the migration put it there
+        if row["key_id"] != self._keyring.key_id:
+            raise Fatal(
+                f"MASTER_KEY is not the cluster's (its id is {row['key_id']}, this one's {self._keyring.key_id}): "
+                "give every node the same MASTER_KEY"
+            )
 
     def _serve_snapshot(self) -> bool:
         try:

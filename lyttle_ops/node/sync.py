@@ -79,6 +79,11 @@ class Sync:
         """Serve `desired`. Raises ReleaseFailed when not even the rest of it can be served."""
         with self._running:
             applied = self._nginx.apply(desired.sites(), desired.files(), desired.thumbprint)
+            for site, message in applied.quarantined.items():
+                if self.quarantined.get(site) != message:
+                    log.warning("Proxy %d is quarantined, all others are served: %s", site, message)
+            for site in self.quarantined.keys() - applied.quarantined.keys():
+                log.info("Proxy %d is not quarantined any more", site)
             self.release, self.quarantined = applied.release, dict(applied.quarantined)
             self.revision = desired.revision
             self.error = None
@@ -109,7 +114,7 @@ class Sync:
 
     def _prove(self, desired: Desired) -> None:
         """Report each certificate that a real handshake with this NGINX shows, once."""
-        domains = desired.served_domains()
+        domains = desired.served_domains(self.quarantined)
         waiting = {
             certificate_name(c): c
             for c in desired.certificates

@@ -208,7 +208,7 @@ def test_release_leader_lock_hands_over_to_the_standby(node: Callable[[str], Nod
     until(lambda: second.leadership.state is State.STANDBY)
     first.leadership.release_leader_lock()
     until(second.leadership.is_leader, timeout=2)
-    assert second.terms == [2]
+    until(lambda: second.terms == [2])
 
 
 def test_the_same_name_from_another_machine_is_refused_and_the_first_not_disturbed(

@@ -268,6 +268,12 @@ def test_a_name_is_resolved_at_run_time_and_one_that_is_not_there_costs_its_site
             running.close()
 
 
+def test_a_site_that_leads_to_itself_ends_in_508_and_not_in_a_flood(nginx: Running) -> None:
+    nginx.serve([site(1, target=Target("http", nginx.host, nginx.http), custom_code="proxy_set_header Host $host;")])
+    assert nginx.get("site1.example")[0] == 508
+    assert nginx.access_log.read_text().count("\n") <= 7
+
+
 def test_addresses_and_localhost_keep_their_connections(nginx: Running) -> None:
     class Peer(Handler):
         def handle_any(self) -> None:

@@ -220,6 +220,15 @@ def test_a_wrong_password_ends_an_instance_that_was_never_ready(
     assert database_url.split(":")[2].split("@")[0] not in one.text()
 
 
+def test_another_master_key_than_the_clusters_is_refused(node: Callable[..., NodeProcess]) -> None:
+    first = node().start()
+    until(first.ready, timeout=30)
+    second = node(name="n2", MASTER_KEY=base64.b64encode(bytes(32)).decode()).start()
+    assert second.wait() == 1
+    assert "MASTER_KEY is not the cluster's" in second.text()
+    assert first.ready()
+
+
 def test_a_wrong_setting_is_one_sentence_and_exit_code_1(node: Callable[..., NodeProcess]) -> None:
     one = node(HTTP_LISTEN="eighty").start()
     assert one.wait() == 1

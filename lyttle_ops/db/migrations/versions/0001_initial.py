@@ -15,7 +15,8 @@ SCHEMA = """
 -- One counter for everything a node renders: a node whose number is behind has something to fetch.
 CREATE TABLE cluster_state (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    revision  bigint  NOT NULL DEFAULT 0
+    revision  bigint  NOT NULL DEFAULT 0,
+    key_id    text                             -- master key of the cluster, set by its first node
 );
 INSERT INTO cluster_state DEFAULT VALUES;
 
