@@ -9,6 +9,7 @@ import base64
 import binascii
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,10 +115,40 @@ def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError(f"{exc}; accepted: networks in CIDR form, as 10.0.0.0/8") from None
 
 
-def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+def _directory_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        good = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if good and parts.scheme == "http":
+        # RFC 8555 section 6.1: ACME runs over HTTPS only.
+        raise ValueError("http:// is refused, since ACME needs HTTPS; accepted: a URL as https://ca.example/directory")
+    if not good or parts.scheme != "https":
         raise ValueError("accepted: a URL as https://ca.example/directory")
+    return value
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        # The node, NGINX and gunicorn would each read it from where they stand.
+        raise ValueError(f"{str(value)!r} is a relative path; accepted: an absolute one, as /app/state")
+    return value
+
+
+def _admin_password(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 8:
+        raise ValueError("is too short; accepted: at least 8 characters")
+    return value
+
+
+def acceptable_username(value: str) -> str:
+    """The name, when a new user may have it. Raises ValueError saying what is accepted."""
+    if not _USERNAME.fullmatch(value):
+        shown = repr(value if len(value) <= 80 else value[:77] + "…")
+        raise ValueError(
+            f"{shown} is no user name; accepted: 1 to 64 letters, digits and . _ @ + -, a letter or digit first"
+        )
     return value
 
 
@@ -138,6 +169,7 @@ def _name_server(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+_USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 DatabaseURL = Annotated[SecretStr, AfterValidator(_database_url)]
 Listen = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_addresses)]
 Networks = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_networks)]
@@ -165,10 +197,10 @@ class Settings(BaseModel):
         min_length=1,
         description="identity of the machine (Swarm node id); default: /etc/machine-id",
     )
-    state_dir: Path = Field(
+    state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         Path("/app/state"), description="small durable state: restart.count, last known configuration"
     )
-    run_dir: Path = Field(
+    run_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         Path("/run/lyttle-ops"),
         description="sockets, NGINX releases and private keys in clear; must be a tmpfs",
     )
@@ -184,7 +216,8 @@ class Settings(BaseModel):
         "127.0.0.1:3003", description="address of the control API"
     )
     trusted_load_balancers: Networks = Field(
-        (), description="networks whose X-Forwarded-For or PROXY protocol header is believed, comma separated"
+        (),
+        description="networks whose X-Forwarded-For or PROXY protocol header is believed; comma separated, default: none",
     )
     proxy_protocol: bool = Field(False, description="true: HTTP and HTTPS listeners expect the PROXY protocol")
     name_servers: Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_name_server)] = Field(
@@ -192,16 +225,18 @@ class Settings(BaseModel):
         description="name servers for upstream names; default: /etc/resolv.conf",
     )
     access_log: bool = Field(True, description="true: one line a request on standard output")
-    acme_directory_url: Annotated[str, AfterValidator(_http_url)] = Field(
-        "https://acme-v02.api.letsencrypt.org/directory", description="directory of the ACME CA"
+    acme_directory_url: Annotated[str, AfterValidator(_directory_url)] = Field(
+        "https://acme-v02.api.letsencrypt.org/directory", description="directory of the ACME CA, over https"
     )
     acme_ca_file: Path | None = Field(
         None, description="PEM file of the root that signs the ACME server's own certificate"
     )
     acme_email: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+$", description="contact for the CA; optional")
-    admin_username: str = Field("admin", min_length=1, max_length=64, description="name of the first administrator")
-    admin_password: SecretStr | None = Field(
-        None, min_length=8, description="its password; default: generated once into STATE_DIR/admin-password"
+    admin_username: Annotated[str, AfterValidator(acceptable_username)] = Field(
+        "admin", description="name of the first administrator"
+    )
+    admin_password: Annotated[SecretStr, AfterValidator(_admin_password)] | None = Field(
+        None, description="its password, at least 8 characters; default: generated once into STATE_DIR/admin-password"
     )
     access_token_lifetime: int = Field(900, ge=60, le=86400, description="seconds an access token is good for")
     refresh_token_lifetime: int = Field(
