@@ -16,8 +16,11 @@ from lyttle_ops.accounts.sessions import (
     session_is_valid,
 )
 from lyttle_ops.accounts.store import (
+    LastUser,
     UserExists,
+    UsernameRefused,
     UserNotFound,
+    check_username,
     create_user,
     delete_user,
     ensure_first_admin,
@@ -28,6 +31,7 @@ from lyttle_ops.accounts.throttle import TooManyAttempts
 
 __all__ = [
     "InvalidCredentials",
+    "LastUser",
     "PasswordRefused",
     "Session",
     "SessionEnded",
@@ -35,7 +39,9 @@ __all__ = [
     "User",
     "UserExists",
     "UserNotFound",
+    "UsernameRefused",
     "authenticate",
+    "check_username",
     "create_user",
     "delete_user",
     "ensure_first_admin",

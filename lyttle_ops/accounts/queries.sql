@@ -2,8 +2,8 @@
 -- Whether there is a user at all.
 SELECT EXISTS (SELECT FROM users) AS any;
 
--- name: lock_first_admin
--- One node at a time makes the first administrator; freed at the end of the transaction.
+-- name: lock_users
+-- One at a time makes the first administrator or removes a user; freed at the end of the transaction.
 SELECT pg_advisory_xact_lock(%(key)s);
 
 -- name: list_users
@@ -28,8 +28,10 @@ UPDATE users SET password_hash = %(password_hash)s, updated_at = now() WHERE use
 UPDATE users SET password_hash = %(password_hash)s WHERE username = %(username)s AND password_hash = %(old_hash)s;
 
 -- name: delete_user
--- A user and, by cascade, the sessions.
-DELETE FROM users WHERE username = %(username)s RETURNING username;
+-- A user and, by cascade, the sessions; not the last one. Under lock_users, or two could each see the other left.
+DELETE FROM users
+WHERE username = %(username)s AND EXISTS (SELECT FROM users o WHERE o.username <> %(username)s)
+RETURNING username;
 
 -- name: login_state
 -- The user's hash (null: no such user), whether the user logged in from this address before, and for each limit
@@ -55,8 +57,10 @@ WITH forgotten AS (DELETE FROM login_attempts WHERE bucket = ANY (%(buckets)s::t
 INSERT INTO login_attempts (bucket) VALUES (%(known)s);
 
 -- name: forget_failures
--- The failures counted for a user from all addresses together.
-DELETE FROM login_attempts WHERE bucket = %(bucket)s;
+-- The failures counted for a user: from all addresses together, and from each by itself ('pair:ADDRESS USER', where
+-- no address holds a space). The addresses the user is known from stay.
+DELETE FROM login_attempts
+WHERE bucket = %(bucket)s OR bucket LIKE 'pair:%%' AND substr(bucket, strpos(bucket, ' ') + 1) = %(username)s;
 
 -- name: open_session
 -- A session, if the hash that was just verified is still the user's. FOR SHARE waits for a password change.

@@ -11,11 +11,12 @@ from lyttle_ops.accounts.passwords import generate_password, hash_password
 from lyttle_ops.accounts.throttle import user_bucket
 from lyttle_ops.db import Database, DatabaseError, load_queries
 from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.settings import acceptable_username
 
 log = logging.getLogger(__name__)
 queries = load_queries("lyttle_ops.accounts")
 
-_FIRST_ADMIN_LOCK = 0x4C59545F41444D4E  # "LYT_ADMN"
+_USERS_LOCK = 0x4C59545F41444D4E  # "LYT_ADMN"
 
 
 class UserNotFound(LyttleOpsError):
@@ -24,6 +25,22 @@ class UserNotFound(LyttleOpsError):
 
 class UserExists(LyttleOpsError):
     """There is a user with this name already."""
+
+
+class UsernameRefused(LyttleOpsError):
+    """The user name is not acceptable."""
+
+
+class LastUser(LyttleOpsError):
+    """The last user stays: without one nobody could log in."""
+
+
+def check_username(username: str) -> str:
+    """The name, when a user may have it. Raises UsernameRefused saying what is accepted."""
+    try:
+        return acceptable_username(username)
+    except ValueError as exc:
+        raise UsernameRefused(str(exc)) from None
 
 
 def ensure_first_admin(database: Database, username: str, password: str | None, password_file: Path) -> bool:
@@ -43,7 +60,7 @@ def ensure_first_admin(database: Database, username: str, password: str | None, 
     written = False
     try:
         with database.transaction() as connection:
-            connection.execute(queries.lock_first_admin, {"key": _FIRST_ADMIN_LOCK})
+            connection.execute(queries.lock_users, {"key": _USERS_LOCK})
             row = connection.execute(queries.any_user).fetchone()
             if row and row["any"]:
                 return False
@@ -63,17 +80,18 @@ def ensure_first_admin(database: Database, username: str, password: str | None, 
 
 
 def create_user(database: Database, username: str, password: str) -> None:
-    """Add a user. Raises UserExists and PasswordRefused."""
-    values = {"username": username, "password_hash": hash_password(password)}
+    """Add a user. Raises UsernameRefused, UserExists and PasswordRefused."""
+    values = {"username": check_username(username), "password_hash": hash_password(password)}
     with database.connection() as connection:
         if connection.execute(queries.insert_user, values).fetchone() is None:
             raise UserExists(f"there is a user {username} already")
 
 
 def set_password(database: Database, username: str, password: str) -> None:
-    """Give a user a new password, end all of the user's sessions and forget the failed log-ins.
+    """Give a user a new password, end all of the user's sessions and forget the user's failed log-ins.
 
-    Raises UserNotFound and PasswordRefused.
+    So the user can log in at once, unless an address has used up the limit it has over all users. Raises
+    UserNotFound and PasswordRefused.
     """
     values = {"username": username, "password_hash": hash_password(password)}
     with database.transaction() as connection:
@@ -81,15 +99,21 @@ def set_password(database: Database, username: str, password: str) -> None:
             raise UserNotFound(f"there is no user {username}")
         # A statement of its own: it must see a session that a log-in committed while the one before waited.
         connection.execute(queries.revoke_sessions_of, {"username": username})
-        connection.execute(queries.forget_failures, {"bucket": user_bucket(username)})
+        connection.execute(queries.forget_failures, {"bucket": user_bucket(username), "username": username})
     log.info("Password of %s changed; all of the user's sessions are ended", username)
 
 
 def delete_user(database: Database, username: str) -> None:
-    """Remove a user and the user's sessions. Raises UserNotFound."""
-    with database.connection() as connection:
-        if connection.execute(queries.delete_user, {"username": username}).fetchone() is None:
+    """Remove a user and the user's sessions. Raises UserNotFound and LastUser."""
+    with database.transaction() as connection:
+        connection.execute(queries.lock_users, {"key": _USERS_LOCK})
+        if connection.execute(queries.delete_user, {"username": username}).fetchone() is not None:
+            return
+        if connection.execute(queries.get_hash, {"username": username}).fetchone() is None:
             raise UserNotFound(f"there is no user {username}")
+    raise LastUser(
+        f"{username} is the last user; without one nobody could log in: add another first (lyttle-ops user add NAME)"
+    )
 
 
 def list_users(database: Database) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ The third could be used to shut a user out: whoever fails 20 times as `admin`, f
 the real one out for as long as he goes on. So it does not count for an address from which this user has logged
 in within 30 days (the idea of OWASP's device cookies): from there the first two limits alone hold, and nobody
 else can use them up. A person who comes from a new address during such an attack has two ways that cannot be
-blocked: a known address, and `lyttle-ops user` on any node, which sets a password and forgets the failures.
+blocked: a known address, and `lyttle-ops user` on any node, which sets a password and forgets the user's failures.
 
 Refused attempts are not counted, so a limit always frees itself; a success forgets the user's failures.
 Attempts are counted after the password is checked, so that many right ones at once are never refused; what

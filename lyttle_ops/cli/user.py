@@ -26,7 +26,10 @@ def list_() -> None:
 @user.command()
 @click.argument("username")
 def add(username: str) -> None:
-    """Add USERNAME, asking for a password (or reading it from standard input)."""
+    """Add USERNAME, asking for a password (or reading it from standard input).
+
+    A name has letters, digits and . _ @ + -, and begins with a letter or digit."""
+    accounts.check_username(username)  # before somebody thinks of a password
     new = _ask_password()
     with _database() as database:
         accounts.create_user(database, username, new)
@@ -40,14 +43,14 @@ def password(username: str) -> None:
     new = _ask_password()
     with _database() as database:
         accounts.set_password(database, username, new)
-    click.echo(f"password of {username} changed; all its sessions are revoked")
+    click.echo(f"password of {username} changed; its sessions are ended and its failed log-ins forgotten")
 
 
 @user.command()
 @click.argument("username")
 @click.confirmation_option(prompt="Remove this user and end all its sessions?")
 def remove(username: str) -> None:
-    """Remove USERNAME and end all its sessions."""
+    """Remove USERNAME and end all its sessions. The last user stays."""
     with _database() as database:
         accounts.delete_user(database, username)
     click.echo(f"user {username} removed")

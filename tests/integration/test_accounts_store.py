@@ -11,10 +11,12 @@ from argon2 import PasswordHasher
 
 from lyttle_ops.accounts import (
     InvalidCredentials,
+    LastUser,
     PasswordRefused,
     SessionEnded,
     TooManyAttempts,
     UserExists,
+    UsernameRefused,
     UserNotFound,
     authenticate,
     create_user,
@@ -116,8 +118,41 @@ def test_users_are_made_listed_and_deleted(admin: Database) -> None:
     delete_user(admin, "other")
     with pytest.raises(UserNotFound):
         delete_user(admin, "other")
+    create_user(admin, "o.ther+2@example.com", PASSWORD)
+    delete_user(admin, "o.ther+2@example.com")
     with pytest.raises(UserNotFound):
         set_password(admin, "other", PASSWORD)
+
+
+@pytest.mark.parametrize("name", ["", "b ob;x", "a" * 65, "-rf", "ab\n", "a/b", "\x00", "bücher"])
+def test_a_name_that_would_be_trouble_in_a_log_or_a_shell_is_refused(database: Database, name: str) -> None:
+    with pytest.raises(UsernameRefused, match="letters, digits and"):
+        create_user(database, name, PASSWORD)
+    assert list_users(database) == []
+
+
+def test_the_last_user_is_not_removed(admin: Database) -> None:
+    with pytest.raises(LastUser, match="add another first"):
+        delete_user(admin, "admin")
+    assert authenticate(admin, "admin", PASSWORD, HOME)
+
+
+def test_users_removed_at_once_leave_one(admin: Database) -> None:
+    """Each of two removals would see the other's user still there."""
+    names = ["admin", *(f"user{number}" for number in range(5))]
+    for name in names[1:]:
+        create_user(admin, name, PASSWORD)
+
+    def remove(name: str) -> bool:
+        try:
+            delete_user(admin, name)
+        except LastUser:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(remove, names)) == 5
+    assert len(list_users(admin)) == 1
 
 
 def test_a_wrong_password_and_an_unknown_user_get_the_same_answer(admin: Database) -> None:
@@ -214,6 +249,21 @@ def test_a_new_password_from_the_command_line_ends_a_block(admin: Database) -> N
     assert authenticate(admin, "admin", "a new password", HOME)
 
 
+def test_a_new_password_forgets_what_its_user_mistyped_from_every_address_and_nobody_elses(admin: Database) -> None:
+    create_user(admin, "other", PASSWORD)
+    places = (HOME, "2001:db8::1", "")
+    for place in places:
+        fail(admin, address=place, times=MOST_PER_PAIR)
+    fail(admin, "other", times=MOST_PER_PAIR)
+    with pytest.raises(TooManyAttempts):
+        authenticate(admin, "admin", PASSWORD, HOME)
+    set_password(admin, "admin", "a new password")
+    for place in places:
+        assert authenticate(admin, "admin", "a new password", place)
+    with pytest.raises(TooManyAttempts):
+        authenticate(admin, "other", PASSWORD, HOME)
+
+
 def test_many_right_passwords_at_once_are_never_refused(admin: Database) -> None:
     """Attempts count when they fail, not when they begin."""
     with ThreadPoolExecutor(8) as pool:
@@ -301,6 +351,7 @@ def test_a_session_that_opens_while_the_password_changes_does_not_survive_it(adm
 
 def test_deleting_a_user_ends_the_sessions(admin: Database) -> None:
     session = log_in(admin, "admin", PASSWORD, HOME, 60)
+    create_user(admin, "other", PASSWORD)
     delete_user(admin, "admin")
     with admin.connection() as connection:
         assert not session_is_valid(connection, session.id)
