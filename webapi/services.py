@@ -59,10 +59,10 @@ def services() -> Services:
 def client_address(request: Request) -> str:
     """The client's IP address; "" over a unix socket.
 
-    X-Forwarded-For is believed when it comes from this machine (the API listens on loopback, so what comes from
-    there with this header was passed on by a proxy here, this node's NGINX for one) or from
-    TRUSTED_LOAD_BALANCERS. Then it is the last address that is neither: what stands further left is the client's
-    own claim. So clients behind a proxy do not share one log-in limit.
+    X-Forwarded-For is believed when it comes from TRUSTED_LOAD_BALANCERS, and from nowhere else: anybody on this
+    machine can write a header, and would get a fresh log-in limit with each address in it. The address is the last
+    one that is not trusted itself: what stands further left is the client's own claim. A proxy on this machine that
+    passes the API on is named there too (127.0.0.0/8), or its clients share one limit.
     """
     address = request.remote_addr or ""
     trusted = [ipaddress.ip_network(network) for network in services().settings.trusted_load_balancers]
@@ -91,10 +91,8 @@ def read_status() -> dict[str, Any] | None:
 
 
 def _is_trusted(address: str, networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    if not address:
-        return True  # a unix socket inside this instance's private directory
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return False
-    return parsed.is_loopback or any(parsed in network for network in networks)
+        return False  # a unix socket has no address that could be named
+    return any(parsed in network for network in networks)

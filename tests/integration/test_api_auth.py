@@ -212,21 +212,24 @@ def test_failed_log_ins_on_one_node_count_on_the_others(app: Any, other_app: Any
     assert Client(app, "192.0.2.77").log_in()
 
 
-def test_clients_behind_a_proxy_on_this_machine_have_limits_of_their_own(app: Any) -> None:
+def test_clients_behind_a_named_proxy_on_this_machine_have_limits_of_their_own(app: Any, database_url: str) -> None:
     """One bucket for all outsiders would let one of them lock out the rest."""
-    local = Client(app, "127.0.0.1")
-    attempt = {"username": USERNAME, "password": "wrong password"}
-    for _ in range(MOST_PER_PAIR):
-        local.post("/auth/login", attempt, headers={"X-Forwarded-For": "203.0.113.1"})
-    assert local.post("/auth/login", attempt, headers={"X-Forwarded-For": "203.0.113.1"}).status_code == 429
-    assert local.post("/auth/login", attempt, headers={"X-Forwarded-For": "203.0.113.2"}).status_code == 401
-    # What the client itself put in front of the proxy's word is not believed.
-    claimed = {"X-Forwarded-For": "198.51.100.5, 203.0.113.1"}
-    assert local.post("/auth/login", attempt, headers=claimed).status_code == 429
+    with application(database_url, TRUSTED_LOAD_BALANCERS="127.0.0.0/8") as behind:
+        local = Client(behind, "127.0.0.1")
+        attempt = {"username": USERNAME, "password": "wrong password"}
+        for _ in range(MOST_PER_PAIR):
+            local.post("/auth/login", attempt, headers={"X-Forwarded-For": "203.0.113.1"})
+        assert local.post("/auth/login", attempt, headers={"X-Forwarded-For": "203.0.113.1"}).status_code == 429
+        assert local.post("/auth/login", attempt, headers={"X-Forwarded-For": "203.0.113.2"}).status_code == 401
+        # What the client itself put in front of the proxy's word is not believed.
+        claimed = {"X-Forwarded-For": "198.51.100.5, 203.0.113.1"}
+        assert local.post("/auth/login", attempt, headers=claimed).status_code == 429
 
 
-def test_a_client_from_elsewhere_cannot_choose_its_address(app: Any) -> None:
-    client = Client(app, "203.0.113.9")
+@pytest.mark.parametrize("address", ["203.0.113.9", "127.0.0.1", "::1", "::ffff:127.0.0.1", ""])
+def test_a_client_cannot_choose_its_address(app: Any, address: str) -> None:
+    """From elsewhere, from this machine, over a unix socket: a header is no way around the limits."""
+    client = Client(app, address)
     for number in range(MOST_PER_PAIR):
         forged_address = {"X-Forwarded-For": f"198.51.100.{number}"}
         client.post("/auth/login", {"username": USERNAME, "password": "wrong password"}, headers=forged_address)
