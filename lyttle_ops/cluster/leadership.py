@@ -205,13 +205,13 @@ class Leadership:
         self._thread = threading.Thread(target=self._run, name="leadership", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Release the leadership at once, leave the queue, end the thread."""
+    def stop(self, timeout: float = ANSWER_TIMEOUT) -> None:
+        """Release the leadership at once, leave the queue, end the thread (waiting `timeout` seconds at most)."""
         self._stopping.set()
         self._place_free.set()
         self._interrupt.set()
         if self._thread is not None:
-            self._thread.join(timeout=ANSWER_TIMEOUT)
+            self._thread.join(timeout)
 
     def stand(self) -> None:
         """Try to become standby: an invitation came, or a heartbeat showed that the place is free."""

@@ -58,7 +58,7 @@ class Waker:
 
     def wait(self) -> None:
         """Wait until it is set, and reset it."""
-        select.select([self._fd], [], [])
+        _poll(((self._fd, select.POLLIN),), None)
         self.clear()
 
     def close(self) -> None:
@@ -116,8 +116,8 @@ class Session:
 
     def wait_for_end(self, timeout: float, waker: Waker) -> None:
         """Watch the idle session for `timeout` seconds. Raises SessionLost on EOF, returns early when woken."""
-        readable = select.select([self._pgconn.socket, waker.fileno()], [], [], timeout)[0]
-        if self._pgconn.socket in readable and not self.is_open():
+        ready = _poll(((self._pgconn.socket, select.POLLIN), (waker.fileno(), select.POLLIN)), timeout)
+        if self._pgconn.socket in ready and not self.is_open():
             raise SessionLost("PostgreSQL ended the session")
 
     def close(self) -> None:
@@ -131,15 +131,23 @@ class Session:
 
     def _wait(self, deadline: float, waker: Waker | None, write: bool = False) -> None:
         socket = self._pgconn.socket
-        remaining = deadline - time.monotonic()
-        watched = [socket] if waker is None else [socket, waker.fileno()]
-        readable, writable, _ = select.select(watched, [socket] if write else [], [], max(0.0, remaining))
-        if socket in readable or socket in writable:
+        events = select.POLLIN | (select.POLLOUT if write else 0)
+        watched = [(socket, events)] if waker is None else [(socket, events), (waker.fileno(), select.POLLIN)]
+        ready = _poll(watched, max(0.0, deadline - time.monotonic()))
+        if socket in ready:
             return
-        if readable:
+        if ready:
             raise Interrupted
         self._connection.close()  # no cancel request: who does not answer this will not answer that
         raise SessionLost("PostgreSQL did not answer in time")
+
+
+def _poll(watched: Sequence[tuple[int, int]], timeout: float | None) -> set[int]:
+    """The descriptors that are ready; poll(2), since select(2) knows none above 1023."""
+    poll = select.poll()
+    for descriptor, events in watched:
+        poll.register(descriptor, events)
+    return {descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)}
 
 
 def _rows(results: Sequence[pq.abc.PGresult]) -> list[tuple[str | None, ...]]:

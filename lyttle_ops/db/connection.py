@@ -6,19 +6,22 @@ never keeps a row lock for longer than that.
 """
 
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psycopg
 import psycopg_pool
 from psycopg import pq
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 
 from lyttle_ops.db.errors import DatabaseMisconfigured, translated
 
 Connection = psycopg.Connection[DictRow]
+T = TypeVar("T")
 
 CONNECT_TIMEOUT = 5  # seconds
 _NETWORK = {
@@ -29,8 +32,30 @@ _NETWORK = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,  # milliseconds
 }
+ANSWER_TIMEOUT = 12.0  # seconds until a pooled statement that nobody answers is given up; above statement_timeout
 # Sent with the start-up packet, so that they cost no statement (PostgreSQL manual, 55.2.1).
-_SERVER = "-c idle_in_transaction_session_timeout=5s -c statement_timeout=30s -c timezone=UTC"
+_SERVER = "-c idle_in_transaction_session_timeout=5s -c statement_timeout=10s -c timezone=UTC"
+
+
+class _Bounded(psycopg.Connection[DictRow]):
+    """A connection that does not wait for ever on a server that accepts and never answers (a frozen machine or
+    process, whose kernel goes on acknowledging)."""
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        options = {} if timeout is None else {"timeout": timeout}  # psycopg before 3.3 has no such parameter
+        return super().wait(self._until(gen, time.monotonic() + ANSWER_TIMEOUT), interval, **options)
+
+    def _until(self, gen: PQGen[T], deadline: float) -> PQGen[T]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > deadline:
+                    self.close()
+                    raise psycopg.OperationalError(f"no answer within {ANSWER_TIMEOUT:.0f} s")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return cast(T, end.value)
 
 
 def is_open(connection: psycopg.Connection[Any]) -> bool:
@@ -73,9 +98,10 @@ class Database:
         self._secrets = (str(password),) if password else ()
         self._parameters: dict[str, Any] = {**_NETWORK, **parameters, "application_name": name}
         self._parameters.setdefault("options", _SERVER)
-        self._pool: psycopg_pool.ConnectionPool[Connection] | None = None
+        self._pool: psycopg_pool.ConnectionPool[_Bounded] | None = None
         if size:
             self._pool = psycopg_pool.ConnectionPool(
+                connection_class=_Bounded,
                 kwargs={**self._parameters, "autocommit": True, "row_factory": dict_row},
                 min_size=0,
                 max_size=size,

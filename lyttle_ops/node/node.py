@@ -131,7 +131,10 @@ class Node:
         for warning in self._warned:
             log.warning("%s", warning)
         log.info("Node %s, instance %s, version %s", self._settings.node_name, self._instance_id, __version__)
-        self._guard.begin()
+        try:
+            self._guard.begin()
+        except OSError as exc:
+            log.error("Restarts cannot be counted, STATE_DIR %s: %s", self._settings.state_dir, exc)
         if self._guard.exhausted and not self._guard.once_ready:
             log.critical(
                 "This node ended uncleanly %d times within 5 minutes and was never ready: giving up. "
@@ -249,14 +252,24 @@ class Node:
     def _shut_down(self) -> None:
         self._state = "stopping"
         log.info("Stopping: leadership first, then requests in flight")
-        self._leadership.stop()
+        self._leadership.stop(timeout=3.0)
         self._write_status()
+        # Beside each other: a PostgreSQL that never answers must not eat the time that requests in flight have.
+        leaving = threading.Thread(target=self._leave, name="leave", daemon=True)
+        leaving.start()
+        self._supervisor.stop(GRACE)
+        leaving.join(timeout=2.0)
+        if self._exit_code == 0:
+            self._guard.end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        log.info("Stopped with code %d", self._exit_code)
+
+    def _leave(self) -> None:
         self._issuing.stop()
         self._certificates.stop()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         self._sync.stop()
-        self._supervisor.stop(GRACE)
         if self._events.connected:
             try:
                 self._member.leave()
@@ -265,10 +278,6 @@ class Node:
         self._events.stop()
         self._locks.close()
         self._database.close()
-        if self._exit_code == 0:
-            self._guard.end()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        log.info("Stopped with code %d", self._exit_code)
 
     def _fail(self, reason: str, was_ready: bool = False) -> None:
         """Failure mode when this instance (or, with `was_ready`, one before it) was ready or serves; else the end."""

@@ -102,7 +102,11 @@ class Sync:
             return  # boot: NGINX starts now and the run that follows its start proves and reports
         self._prove(desired)
         self._report()
-        self._snapshot.save(desired)
+        try:
+            self._snapshot.save(desired)
+        except OSError as exc:
+            # It serves; only a start with PostgreSQL away would find an older state.
+            log.error("The last known state could not be written to STATE_DIR: %s", exc)
 
     def _read(self) -> Desired:
         # The revision first: what is read after it can only be newer, and newer is seen by the next run.
