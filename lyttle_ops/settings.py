@@ -123,7 +123,7 @@ def _directory_url(value: str) -> str:
         good = False
     if good and parts.scheme == "http":
         # RFC 8555 section 6.1: ACME runs over HTTPS only.
-        raise ValueError("http:// is refused, since ACME needs HTTPS; accepted: a URL as https://ca.example/directory")
+        raise ValueError("http:// is refused, since ACME needs HTTPS; accepted: https://ca.example/directory")
     if not good or parts.scheme != "https":
         raise ValueError("accepted: a URL as https://ca.example/directory")
     return value
@@ -217,7 +217,7 @@ class Settings(BaseModel):
     )
     trusted_load_balancers: Networks = Field(
         (),
-        description="networks whose X-Forwarded-For or PROXY protocol header is believed; comma separated, default: none",
+        description="networks whose X-Forwarded-For or PROXY header is believed, comma separated; default: none",
     )
     proxy_protocol: bool = Field(False, description="true: HTTP and HTTPS listeners expect the PROXY protocol")
     name_servers: Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_name_server)] = Field(

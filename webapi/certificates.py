@@ -56,7 +56,7 @@ class OrderBody(BaseModel):
 
 
 class CertificateBody(BaseModel):
-    """A certificate and the way to it."""
+    """A certificate and the way to it; /certificates/{id} has its issuer and orders, too."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -66,7 +66,6 @@ class CertificateBody(BaseModel):
     stage: str = Field(description="the state in words")
     wanted: bool = Field(description="an enabled ssl entry has exactly these domains")
     serial: str | None = Field(description="lower-case hex")
-    issuer: str | None = Field(description="only for a single certificate")
     not_before: AwareDatetime | None
     not_after: AwareDatetime | None
     renew_at: AwareDatetime | None
@@ -74,10 +73,22 @@ class CertificateBody(BaseModel):
     attempts: int = Field(description="failures since the last success")
     last_error: str | None = Field(description="the CA's own words")
     last_error_at: AwareDatetime | None
-    next_try_at: AwareDatetime | None
+    next_try_at: AwareDatetime | None = Field(description="null when nothing holds a try up")
     installed: InstalledBody
     created_at: AwareDatetime
-    orders: tuple[OrderBody, ...] = Field(description="newest first; only for a single certificate")
+
+
+class CertificateDetailBody(CertificateBody):
+    """A certificate with its issuer and its last orders."""
+
+    issuer: str | None
+    orders: tuple[OrderBody, ...] = Field(description="newest first, at most 20")
+
+
+class RenewalBody(CertificateDetailBody):
+    """A certificate that somebody wants renewed."""
+
+    message: str = Field(description="what comes of the wish, in words")
 
 
 class CertificateListBody(BaseModel):
@@ -96,29 +107,27 @@ def index() -> Response:
     return reply(body)
 
 
-@blueprint.get("/<int:certificate_id>", responses={200: CertificateBody, **failures(401, 404, 503)})
+@blueprint.get("/<int:certificate_id>", responses={200: CertificateDetailBody, **failures(401, 404, 503)})
 def show(path: CertificatePath) -> Response:
     """One certificate with its orders"""
-    return _answer(path.certificate_id)
+    _check_id(path.certificate_id)
+    with services().database.connection() as connection:
+        view = store.get_certificate(connection, path.certificate_id)
+    return reply(CertificateDetailBody.model_validate(view))
 
 
-@blueprint.post("/<int:certificate_id>/renew", responses={202: CertificateBody, **failures(401, 404, 503)})
+@blueprint.post("/<int:certificate_id>/renew", responses={202: RenewalBody, **failures(401, 404, 409, 503)})
 def renew(path: CertificatePath) -> Response:
     """Ask for a renewal
 
-    Asked once or on all nodes at once, it is one order; the leader places it.
+    Asked once or on all nodes at once, it is one order; the leader places it. A certificate that no enabled ssl entry
+    wants is not renewed (409 not_wanted).
     """
     _check_id(path.certificate_id)
     with services().database.connection() as connection:
-        store.request_renewal(connection, path.certificate_id)
-    return _answer(path.certificate_id, 202)
-
-
-def _answer(certificate_id: int, status: int = 200) -> Response:
-    _check_id(certificate_id)
-    with services().database.connection() as connection:
-        view = store.get_certificate(connection, certificate_id)
-    return reply(CertificateBody.model_validate(view), status)
+        asked = store.request_renewal(connection, path.certificate_id)
+    shown = CertificateDetailBody.model_validate(asked.certificate)
+    return reply(RenewalBody(**shown.model_dump(), message=asked.message), 202)
 
 
 def _check_id(certificate_id: int) -> None:

@@ -68,11 +68,12 @@ class ProxyCounts(BaseModel):
 
 
 class CertificateCounts(BaseModel):
-    """Certificates; failing ones have had no success since their last failure."""
+    """Certificates that enabled ssl entries want; others do not count."""
 
     total: int
-    valid: int
-    failing: int
+    valid: int = Field(description="issued and not expired")
+    failing: int = Field(description="no success since the last failure")
+    installed: int = Field(description="valid, and shown by a real TLS handshake on every active node")
 
 
 class StatsBody(BaseModel):

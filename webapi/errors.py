@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from lyttle_ops.accounts import InvalidCredentials, PasswordRefused, SessionEnded, TooManyAttempts
-from lyttle_ops.certificates.model import CertificateNotFound
+from lyttle_ops.certificates.model import CertificateNotFound, CertificateNotWanted
 from lyttle_ops.db import DatabaseBusy, DatabaseError, DatabaseMisconfigured, DatabaseUnavailable
 from lyttle_ops.proxies import DomainTaken, ProxyNotFound
 from webapi.services import services
@@ -83,6 +83,7 @@ def register(app: Flask) -> None:
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(ProxyNotFound, lambda exc: error_response(404, "proxy_not_found", str(exc)))
     app.register_error_handler(CertificateNotFound, lambda exc: error_response(404, "certificate_not_found", str(exc)))
+    app.register_error_handler(CertificateNotWanted, lambda exc: error_response(409, "not_wanted", str(exc)))
     app.register_error_handler(DomainTaken, _domain_taken)
     app.register_error_handler(PasswordRefused, _password_refused)
     app.register_error_handler(InvalidCredentials, _invalid_credentials)

@@ -57,17 +57,20 @@ class ProxyCertificateBody(BaseModel):
     not_after: AwareDatetime | None
     attempts: int = Field(description="failures since the last success")
     last_error: str | None = Field(description="the CA's own words")
-    next_try_at: AwareDatetime | None
+    next_try_at: AwareDatetime | None = Field(description="null when nothing holds a try up")
 
 
 class RolloutBody(BaseModel):
-    """How far the entry's newest version has come; a disabled entry is live where it is no longer served."""
+    """How far the entry's newest version has come."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    nodes: int = Field(description="active nodes that have it")
+    state: Literal["disabled", "waiting", "quarantined", "live"] = Field(
+        description="quarantined: NGINX refuses it on some node, see errors; live: on every active node"
+    )
+    nodes: int = Field(description="active nodes that serve it; 0 for a disabled entry")
     of: int = Field(description="active nodes")
-    waiting: list[str] = Field(description="active nodes that do not have it yet")
+    waiting: list[str] = Field(description="active nodes that have not taken up the newest version yet")
     errors: dict[str, str] = Field(description="node name to NGINX's own message, where the entry is left out")
 
 
@@ -217,6 +220,10 @@ def _body(view: proxies.ProxyView) -> ProxyBody:
         **{**fields, "domains": list(view.proxy.domains)},
         certificate=certificate,
         live=RolloutBody(
-            nodes=view.live.nodes, of=view.live.of, waiting=list(view.live.waiting), errors=dict(view.live.errors)
+            state=view.live.state,
+            nodes=view.live.nodes,
+            of=view.live.of,
+            waiting=list(view.live.waiting),
+            errors=dict(view.live.errors),
         ),
     )

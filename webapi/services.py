@@ -95,4 +95,6 @@ def _is_trusted(address: str, networks: list[ipaddress.IPv4Network | ipaddress.I
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False  # a unix socket has no address that could be named
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped  # how a listener on [::] sees an IPv4 client
     return any(parsed in network for network in networks)

@@ -13,6 +13,10 @@ class CertificateNotFound(LyttleOpsError):
     """There is no certificate with this id."""
 
 
+class CertificateNotWanted(LyttleOpsError):
+    """No enabled ssl entry wants this certificate."""
+
+
 class CannotCertify(LyttleOpsError):
     """These domains cannot be certified with HTTP-01."""
 
@@ -117,7 +121,8 @@ class CertificateView:
     """One certificate for people.
 
     `state` is pending | issuing | issued | renewing | failed; `stage` says the same in words. `wanted`: an
-    enabled ssl proxy has exactly these domains. `issuer` and `orders` are filled by get_certificate only.
+    enabled ssl proxy has exactly these domains. `next_try_at` is None when nothing holds a try up.
+    `issuer` and `orders` are filled by get_certificate only.
     """
 
     id: int
@@ -138,6 +143,14 @@ class CertificateView:
     installed: Installed
     created_at: datetime
     orders: tuple[OrderView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What came of a person's wish to renew; `message` says it in words."""
+
+    certificate: CertificateView
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

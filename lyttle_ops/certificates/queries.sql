@@ -43,7 +43,8 @@ ORDER BY requested DESC, renewal, since NULLS FIRST, id
 -- name: request_renewal
 -- A person's wish. The first of several wishes counts, so that three nodes asked at once make one order; for
 -- the same reason a wish finds itself fulfilled by a renewal of the last ten seconds. It ends our own
--- back-off, but not a limit the CA has set. The notification wakes the leader.
+-- back-off, but not a limit the CA has set. Only what an enabled entry wants is renewed. The notification wakes the
+-- leader. `recent`: the wish is such a fulfilled one.
 UPDATE certificates c
 SET renewal_requested_at = CASE
         WHEN c.order_id IS NULL THEN NULL
@@ -54,8 +55,9 @@ SET renewal_requested_at = CASE
             THEN c.renewal_requested_at
         ELSE coalesce(c.renewal_requested_at, now()) END,
     next_try_at = CASE WHEN c.rate_limited THEN c.next_try_at END
-WHERE c.id = %(id)s
-RETURNING c.id, next_revision() AS revision
+WHERE c.id = %(id)s AND EXISTS (SELECT FROM proxies p WHERE p.ssl AND p.enabled AND p.domains = c.domains)
+RETURNING c.order_id IS NOT NULL AND c.renewal_requested_at IS NULL AS recent, c.rate_limited, c.next_try_at,
+          next_revision() AS revision
 
 -- name: open_order
 -- The order of a certificate that is neither issued nor failed; there is at most one (unique index).
@@ -170,9 +172,10 @@ WHERE certificate_installs.serial IS DISTINCT FROM EXCLUDED.serial
 DELETE FROM certificate_installs WHERE instance_id = %(instance_id)s AND order_id = ANY(%(order_ids)s::bigint[])
 
 -- name: list_certificates
--- Certificates for people, all of them or one. A node counts by its newest live instance.
+-- Certificates for people, all of them or one. A node counts by its newest live instance. An entry wants at most one
+-- certificate and each is wanted by at most one entry, since no two entries share a domain.
 WITH live AS (
-    SELECT DISTINCT ON (node_name) node_name, id
+    SELECT DISTINCT ON (node_name) node_name, id, applied_revision, quarantined
     FROM instances
     WHERE left_at IS NULL AND last_heartbeat_at > now() - interval '2 minutes'
     ORDER BY node_name, started_at DESC, id
@@ -182,7 +185,10 @@ SELECT c.id, c.domains, c.renew_at, c.renewal_requested_at, c.attempts, c.last_e
        coalesce(o.not_after <= now(), false) AS expired,
        coalesce(c.next_try_at > now(), false) AS waiting,
        open.state AS open_state, open.node_name AS open_node,
-       EXISTS (SELECT FROM proxies p WHERE p.ssl AND p.enabled AND p.domains = c.domains) AS wanted,
+       p.id AS entry,
+       ARRAY(SELECT live.node_name FROM live
+             WHERE live.applied_revision >= p.revision AND live.quarantined ? p.id::text
+             ORDER BY live.node_name) AS quarantined,
        (SELECT count(*) FROM live) AS nodes,
        ARRAY(SELECT live.node_name FROM live
              WHERE NOT EXISTS (SELECT FROM certificate_installs i
@@ -190,6 +196,7 @@ SELECT c.id, c.domains, c.renew_at, c.renewal_requested_at, c.attempts, c.last_e
              ORDER BY live.node_name) AS missing
 FROM certificates c
 LEFT JOIN certificate_orders o ON o.id = c.order_id
+LEFT JOIN proxies p ON p.ssl AND p.enabled AND p.domains = c.domains
 LEFT JOIN certificate_orders open ON open.certificate_id = c.id AND open.state NOT IN ('issued', 'failed')
 WHERE %(id)s::bigint IS NULL OR c.id = %(id)s
 ORDER BY c.domains

@@ -141,7 +141,11 @@ def cluster_leader(connection: Connection) -> dict[str, Any]:
 
 
 def cluster_stats(connection: Connection) -> dict[str, Any]:
-    """Counts: nodes by status, proxies, certificates, the newest revision, nodes that serve it, the leader."""
+    """Counts: nodes by status, proxies, certificates, the newest revision, nodes that serve it, the leader.
+
+    Certificates are the wanted ones, those of enabled ssl proxies: total; valid (served, not expired); failing (no
+    success since the last failure); installed (valid, and shown by a handshake on every active node).
+    """
     nodes = list_nodes(connection)
     counts = connection.execute(queries.stats).fetchone()
     assert counts is not None  # aggregates always give a row
@@ -158,6 +162,7 @@ def cluster_stats(connection: Connection) -> dict[str, Any]:
             "total": counts["certificates"],
             "valid": counts["certificates_valid"],
             "failing": counts["certificates_failing"],
+            "installed": counts["certificates_installed"],
         },
         "revision": counts["revision"],
         "nodes_current": sum(node["applied_revision"] >= counts["revision"] for node in active),

@@ -84,15 +84,31 @@ SELECT term, instance_id, node_name, acquired_at,
 FROM leadership;
 
 -- name: stats
--- Counts for the overview.
+-- Counts for the overview. Certificates are those that enabled ssl entries want, whether or not a row is there yet
+-- (no two entries share a domain, so each wants one of its own). A node counts by its newest live instance.
+WITH live AS (
+    SELECT DISTINCT ON (node_name) id
+    FROM instances
+    WHERE left_at IS NULL AND last_heartbeat_at > now() - interval '2 minutes'
+    ORDER BY node_name, started_at DESC, id
+)
 SELECT
-    (SELECT count(*) FROM proxies) AS proxies,
-    (SELECT count(*) FROM proxies WHERE enabled) AS proxies_enabled,
-    (SELECT count(*) FROM certificates) AS certificates,
-    (SELECT count(*) FROM certificates c JOIN certificate_orders o ON o.id = c.order_id WHERE o.not_after > now())
-        AS certificates_valid,
-    (SELECT count(*) FROM certificates WHERE attempts > 0) AS certificates_failing,
-    (SELECT revision FROM cluster_state) AS revision;
+    count(*) AS proxies,
+    count(*) FILTER (WHERE p.enabled) AS proxies_enabled,
+    count(*) FILTER (WHERE p.enabled AND p.ssl) AS certificates,
+    count(*) FILTER (WHERE o.not_after > now()) AS certificates_valid,
+    count(*) FILTER (WHERE c.attempts > 0) AS certificates_failing,
+    count(*) FILTER (
+        WHERE o.not_after > now()
+          AND EXISTS (SELECT FROM live)
+          AND NOT EXISTS (SELECT FROM live
+                          WHERE NOT EXISTS (SELECT FROM certificate_installs i
+                                            WHERE i.order_id = o.id AND i.instance_id = live.id AND i.serial = o.serial))
+    ) AS certificates_installed,
+    (SELECT revision FROM cluster_state) AS revision
+FROM proxies p
+LEFT JOIN certificates c ON p.ssl AND p.enabled AND c.domains = p.domains
+LEFT JOIN certificate_orders o ON o.id = c.order_id;
 
 -- name: fence
 -- Holds the term still until the transaction ends: a successor's increment waits for it, and after the

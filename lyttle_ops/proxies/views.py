@@ -12,6 +12,7 @@ from lyttle_ops.db.connection import Connection
 from lyttle_ops.proxies.model import Proxy
 from lyttle_ops.proxies.store import GREATEST_ID, ProxyNotFound, queries
 
+LiveState = Literal["disabled", "waiting", "quarantined", "live"]
 CertificateState = Literal["pending", "issuing", "issued", "renewing", "failed"]
 
 
@@ -24,16 +25,21 @@ class CertificateSummary:
     not_after: datetime | None  # of the certificate that is served
     attempts: int  # failures since the last success
     last_error: str | None  # the CA's own words
-    next_try_at: datetime | None
+    next_try_at: datetime | None  # None when nothing holds a try up
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """How far an entry's newest version has come; a disabled entry is live where it is no longer served."""
+    """How far an entry's newest version has come.
 
-    nodes: int  # active nodes that have it
+    `state`: disabled (no node is to serve it); quarantined (NGINX refuses it on some node); live (on every active
+    node); waiting (neither).
+    """
+
+    state: LiveState
+    nodes: int  # active nodes that serve it; 0 for a disabled entry
     of: int  # active nodes
-    waiting: tuple[str, ...]  # names of active nodes that do not have it yet
+    waiting: tuple[str, ...]  # names of active nodes that have not taken up the newest version yet
     errors: Mapping[str, str]  # node name -> NGINX's own message, where the entry is quarantined
 
 
@@ -92,7 +98,7 @@ def _certificate(row: Mapping[str, Any]) -> CertificateSummary:
         not_after=row["not_after"],
         attempts=row["attempts"] or 0,
         last_error=row["last_error"],
-        next_try_at=row["next_try_at"],
+        next_try_at=row["next_try_at"] if row["certificate_waits"] else None,
     )
 
 
@@ -108,9 +114,19 @@ def _live(proxy: Proxy, progress: list[dict[str, Any]]) -> Live:
         have[node] = have.get(node, False) or (current and message is None)
         if current and message is not None:
             errors[node] = message
+    errors = {node: message for node, message in errors.items() if not have[node]} if proxy.enabled else {}
+    nodes = sum(have.values()) if proxy.enabled else 0
+    state: LiveState = "waiting"
+    if not proxy.enabled:
+        state = "disabled"
+    elif errors:
+        state = "quarantined"
+    elif 0 < nodes == len(have):
+        state = "live"
     return Live(
-        nodes=sum(have.values()),
+        state=state,
+        nodes=nodes,
         of=len(have),
         waiting=tuple(node for node, done in have.items() if not done and node not in errors),
-        errors={node: message for node, message in errors.items() if not have[node]},
+        errors=errors,
     )

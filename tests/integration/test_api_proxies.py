@@ -37,7 +37,7 @@ def test_an_entry_lives_from_post_to_delete(client: Client) -> None:
     assert answer.headers["Location"] == f"/proxy/{entry['id']}"
     assert entry["domains"] == ["test.example.com"]
     assert entry["certificate"]["state"] == "pending"
-    assert entry["live"] == {"nodes": 0, "of": 0, "waiting": [], "errors": {}}
+    assert entry["live"] == {"state": "waiting", "nodes": 0, "of": 0, "waiting": [], "errors": {}}
     assert entry["created_at"].endswith("Z")
     assert client.get(answer.headers["Location"]).json == entry
 

@@ -86,11 +86,14 @@ def test_back_off_grows_with_each_refusal_and_a_success_ends_it(lab: Lab, make: 
 
 def test_a_person_can_ask_for_a_try_before_the_back_off_ends(lab: Lab, make: NodeMaker) -> None:
     node = make()
+    want(node.database, DOMAIN)
     lab.answerer.silent = True
     node.certificates.ensure_certificate([DOMAIN])
     lab.answerer.silent = False
     with node.database.transaction() as connection:
-        view = store.request_renewal(connection, _view(node).id)
+        asked = store.request_renewal(connection, _view(node).id)
+    view = asked.certificate
+    assert asked.message == "a node orders it now"
     assert view.next_try_at is None
     assert view.renewal_requested_at is None  # there is nothing to renew yet
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
@@ -98,13 +101,16 @@ def test_a_person_can_ask_for_a_try_before_the_back_off_ends(lab: Lab, make: Nod
 
 def test_a_rate_limit_is_the_cas_and_nobody_can_wish_it_away(lab: Lab, make: NodeMaker) -> None:
     node = make()
+    want(node.database, DOMAIN)
     lab.proxy.answer("newOrder", 429, _problem("rateLimited", "too many"), {"Retry-After": "7200"})
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.FAILED
     view = _view(node)
     assert view.last_error == f"{URN}rateLimited: too many"
     assert _wait(view) == timedelta(hours=2)
     with node.database.transaction() as connection:
-        view = store.request_renewal(connection, view.id)
+        asked = store.request_renewal(connection, view.id)
+    view = asked.certificate
+    assert asked.message.startswith("the CA's rate limit holds until 2")
     assert _wait(view) == timedelta(hours=2)
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.WAITING
     assert [order.state for order in view.orders] == ["intent"]  # nothing was ordered, so nothing is closed

@@ -40,7 +40,7 @@ def _execute(node: TestNode, statement: str) -> None:
 
 def _request(node: TestNode) -> CertificateView:
     with node.database.transaction() as connection:
-        return store.request_renewal(connection, 1)
+        return store.request_renewal(connection, 1).certificate
 
 
 def test_the_rows_of_wanted_certificates_come_with_the_list_of_what_is_due(make: NodeMaker) -> None:
@@ -127,6 +127,7 @@ def test_a_request_that_comes_while_an_order_is_under_way_gets_an_order_of_its_o
 
 def test_a_request_wakes_the_nodes(lab: Lab, make: NodeMaker) -> None:
     node = make()
+    want(node.database, DOMAIN)
     node.certificates.ensure_certificate([DOMAIN])
     listener = node.database.connect()
     try:

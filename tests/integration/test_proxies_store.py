@@ -1,6 +1,7 @@
 """Proxy entries in a real PostgreSQL: the constraint decides, also between writers at the same moment."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
@@ -243,6 +244,30 @@ def test_live_names_the_nodes_that_serve_the_newest_version(database: Database) 
     assert (live.nodes, live.of) == (2, 4)
     assert live.waiting == ("behind",)
     assert live.errors == {"refuses": "unknown directive"}
+    assert live.state == "quarantined"
+
+
+def test_a_disabled_entry_is_live_nowhere(database: Database) -> None:
+    proxy = create(database, enabled=False)
+    add_instance(database, "has", applied=1)
+    add_instance(database, "behind", applied=0)
+    with database.connection() as connection:
+        live = view_of_proxy(connection, proxy.id).live
+    assert (live.state, live.nodes, live.of, live.waiting) == ("disabled", 0, 2, ("behind",))
+
+
+def test_an_entry_is_live_once_every_active_node_has_it(database: Database) -> None:
+    proxy = create(database)
+
+    def state() -> str:
+        with database.connection() as connection:
+            return view_of_proxy(connection, proxy.id).live.state
+
+    assert state() == "waiting"  # nobody is there
+    add_instance(database, "has", applied=1)
+    assert state() == "live"
+    add_instance(database, "behind", applied=0)
+    assert state() == "waiting"
 
 
 def test_a_node_that_is_being_updated_counts_once(database: Database) -> None:
@@ -269,6 +294,7 @@ def test_the_certificate_of_an_entry_is_told_as_far_as_it_is(database: Database)
                 whole = get_certificate(connection, certificate.id)
                 assert (whole.state, whole.last_error) == (certificate.state, certificate.last_error)
                 assert (whole.not_after, whole.next_try_at) == (certificate.not_after, certificate.next_try_at)
+                assert whole.next_try_at is None or whole.next_try_at > datetime.now(UTC)  # never a time gone by
             return certificate.state
 
     with database.connection() as connection:
@@ -285,6 +311,7 @@ def test_the_certificate_of_an_entry_is_told_as_far_as_it_is(database: Database)
             "UPDATE certificates SET attempts = 1, last_error = 'no such host', next_try_at = now() + interval '1 h'",
             "failed",
         ),
+        ("UPDATE certificates SET next_try_at = now() - interval '1 h'", "issuing"),
         ("UPDATE certificate_orders SET state = 'failed'", "failed"),
         ("UPDATE certificates SET attempts = 0, last_error = NULL, next_try_at = NULL, order_id = 1", "pending"),
         (
