@@ -1,5 +1,6 @@
 """Requests with a body: JSON, an object, at most 1 MB. Checked after the token and before the fields."""
 
+import json
 from typing import Any
 
 from flask import Flask, Response, request
@@ -16,6 +17,7 @@ def register(app: Flask) -> None:
     """Install the check; after the one for tokens, since hooks run in order."""
     app.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
     app.before_request(_check)
+    app.register_error_handler(RequestEntityTooLarge, _too_large)
 
 
 def json_object() -> dict[str, Any]:
@@ -35,10 +37,28 @@ def _check() -> Response | None:
     try:
         body = request.get_json()
     except BadRequest as exc:
-        raise BadRequest("the body is not valid JSON") from exc
+        raise BadRequest(_why_not_json(request.get_data())) from exc
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
     if not isinstance(body, dict):
         field = FieldError(field="body", message="must be a JSON object")
         return error_response(422, "validation_failed", "not valid: body", [field])
     return None
+
+
+def _why_not_json(data: bytes) -> str:
+    if not data.strip():
+        return "the body is empty; it must be JSON"
+    try:
+        json.loads(data)
+    except json.JSONDecodeError as exc:
+        return f"the body is not valid JSON: line {exc.lineno}, column {exc.colno}: {exc.msg}"
+    except UnicodeDecodeError as exc:
+        return f"the body is not valid JSON: its byte {exc.start + 1} is not UTF-8 text"
+    except ValueError:  # Python limits the digits of a number it converts
+        return "the body is not valid JSON: a number in it has too many digits"
+    return "the body is not valid JSON"
+
+
+def _too_large(_: RequestEntityTooLarge) -> Response:
+    return error_response(413, "body_too_large", f"the body is too large; the limit is {MOST_BYTES // 1_000_000} MB")

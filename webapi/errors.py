@@ -4,10 +4,11 @@
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flask import Flask, Response, g, jsonify, make_response
+from flask import Flask, Response, current_app, g, jsonify, make_response, request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from werkzeug.exceptions import HTTPException
 
@@ -113,11 +114,11 @@ def _field_error(problem: Any) -> FieldError:
     return FieldError(field=where or "body", message=message)
 
 
+_PARAMETER = re.compile("<int:[^>]+>")  # the rules of this API need no escaping in an expression
 _CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
-    413: "body_too_large",
     415: "unsupported_media_type",
 }
 
@@ -127,11 +128,21 @@ def _http_error(error: HTTPException) -> Any:
     if error.response is not None or status is None or status < 400:
         return error  # a redirect, or a response that has its shape already
     code = _CODES.get(status, "bad_request" if status < 500 else "internal_error")
-    response = error_response(status, code, error.description or error.name)
+    message = _nothing_here() if status == 404 else error.description or error.name
+    response = error_response(status, code, message)
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value
     return response
+
+
+def _nothing_here() -> str:
+    path = request.path if len(request.path) <= 100 else request.path[:97] + "…"
+    for rule in current_app.url_map.iter_rules():
+        pattern = _PARAMETER.sub("[^/]+", rule.rule)
+        if pattern != rule.rule and re.fullmatch(pattern, request.path):
+            return f"there is nothing at {path}: an id is a whole number, as in {_PARAMETER.sub('5', rule.rule)}"
+    return f"there is nothing at {path}; /openapi lists what there is"
 
 
 def _domain_taken(error: DomainTaken) -> Response:

@@ -72,6 +72,20 @@ _URL = re.compile(
 _END = "end_of_custom_code"
 
 
+def describe_allowed() -> str:
+    """The allow-list in words, for the API's documentation."""
+    server, location = ALLOWED["server"], ALLOWED["location"]
+    assert server < location
+    return "\n\n".join(
+        (
+            f"For the whole site: {', '.join(sorted(server))}.",
+            f"Inside location these too: {', '.join(sorted(location - server))}.",
+            f"Inside if only: {', '.join(sorted(ALLOWED['if']))}.",
+            f"Inside limit_except only: {', '.join(sorted(ALLOWED['limit_except']))}.",
+        )
+    )
+
+
 def check_custom_code(text: str) -> str:
     """The code as it will stand in the configuration. Raises CustomCodeError, which names the line and the reason."""
     return build(parse_custom_code(text))
@@ -238,5 +252,5 @@ def _refusal(name: str, line: int, place: Place) -> str:
     else:
         reason = "is not allowed in custom code"
     near = difflib.get_close_matches(name, sorted(ALLOWED[place]), 1, 0.8)
-    hint = f" Did you mean {near[0]}?" if near and name not in everywhere else ""
-    return f'line {line}: "{name}" {reason}.{hint} Allowed here: {", ".join(sorted(ALLOWED[place]))}'
+    hint = f"; did you mean {near[0]}?" if near and name not in everywhere else ""
+    return f'line {line}: "{name}" {reason}{hint} (/openapi lists what is, under nginx_custom_code)'

@@ -14,6 +14,7 @@ MOST_DOMAINS = 100  # a Let's Encrypt certificate holds at most 100 names
 _MOST_ENTRIES = 1000  # before duplicates are merged
 _LONGEST_INPUT = 1024  # characters of one name as written; bounds the work of IDNA
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 section 2.1, lower case
+_WITH_PORT = re.compile(r"[^:]+:[0-9]*")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label of this kind makes an address of it (WHATWG URL, 4.5)
 
 
@@ -29,8 +30,12 @@ def normalise_domain(text: str) -> str:
         )
     if len(name) > _LONGEST_INPUT:
         raise ValueError(f"{shown} is too long; a host name has at most 253 characters")
+    if "/" in name:
+        raise ValueError(f"{shown} is a URL or a path, not a host name; give the bare host name, as foo.example")
     if _is_address(name):
         raise ValueError(f"{shown} is an IP address; accepted: a host name, as www.example.com")
+    if _WITH_PORT.fullmatch(name):
+        raise ValueError(f"{shown} has a port, so it is not a host name; give the bare host name, as foo.example")
     ascii_name = to_ascii(name, shown)
     labels = ascii_name.split(".")
     for label in labels:
@@ -57,17 +62,17 @@ def to_ascii(name: str, shown: str) -> str:
     return encoded
 
 
-def split_domains(value: object) -> object:
+def split_domains(value: object) -> tuple[object, ...]:
     """One string, a `;` list or a JSON list as a tuple of strings; empty parts of a `;` list fall out.
 
-    What is neither is returned as it is, for the type check that follows. Raises ValueError on too many.
+    What the list holds is for the type check that follows. Raises ValueError on anything else and on too many.
     """
     if isinstance(value, str):
         if value.count(";") > _MOST_ENTRIES:
             raise ValueError(f"holds too many names; at most {MOST_DOMAINS} an entry")
         value = [part for part in value.split(";") if part.strip()]
     if not isinstance(value, list | tuple):
-        return value
+        raise ValueError("must be a name, a list separated by ';', or a JSON list of names")
     if len(value) > _MOST_ENTRIES:
         raise ValueError(f"holds too many names; at most {MOST_DOMAINS} an entry")
     return tuple(value)
@@ -77,7 +82,7 @@ def merge_domains(names: tuple[str, ...]) -> tuple[str, ...]:
     """Normalised names sorted and without duplicates. Raises ValueError when none or too many are left."""
     merged = tuple(sorted(set(names)))
     if not merged:
-        raise ValueError("names no domain; accepted: one name, a list separated by ; or a JSON list")
+        raise ValueError("names no domain; accepted: a name, a list separated by ';', or a JSON list of names")
     if len(merged) > MOST_DOMAINS:
         raise ValueError(f"holds {len(merged)} names; at most {MOST_DOMAINS} an entry")
     return merged

@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic.fields import FieldInfo
 
-from lyttle_ops.nginx.custom_code import check_custom_code
+from lyttle_ops.nginx.custom_code import check_custom_code, describe_allowed
 from lyttle_ops.nginx.errors import CustomCodeError, UnsafeValue
 from lyttle_ops.nginx.model import Site
 from lyttle_ops.proxies.domains import merge_domains, normalise_domain, split_domains
@@ -56,7 +57,9 @@ class ProxyInput(BaseModel):
     type: ProxyType = Field("PROXY", description="PROXY passes requests on; REDIRECT answers with redirect_code")
     ssl: bool = Field(False, description="serve HTTPS with a certificate for all of the domains")
     enabled: bool = Field(True, description="false keeps the entry and serves nothing for it")
-    nginx_custom_code: Code = Field("", description="NGINX directives for this host; an allow-list applies")
+    nginx_custom_code: Code = Field(
+        "", description=f"NGINX directives for this host, from this list:\n\n{describe_allowed()}"
+    )
     force_https: bool = Field(True, description="redirect HTTP to HTTPS once the certificate is there; needs ssl")
     hsts: bool = Field(False, description="send Strict-Transport-Security; needs ssl")
     websocket: bool = Field(True, description="pass Upgrade requests on")
@@ -85,8 +88,14 @@ def _drop_defaults(schema: dict[str, Any]) -> None:
         field.pop("default", None)
 
 
+def _first_line(field: FieldInfo) -> str:
+    # The list of directives stands in the document once, with ProxyInput.
+    line, separator, _ = (field.description or "").partition("\n")
+    return line.replace("from this list:", "as in ProxyInput") if separator else line
+
+
 _changes: dict[str, Any] = {
-    name: Annotated[(field.annotation, *field.metadata, Field(default=None, description=field.description))]
+    name: Annotated[(field.annotation, *field.metadata, Field(default=None, description=_first_line(field)))]
     for name, field in ProxyInput.model_fields.items()
 }
 # The same fields, none required: what is absent stays as it is. What results is checked as a ProxyInput.

@@ -15,6 +15,7 @@ _ACCEPTED = "accepted: http://host:port or https://host:port, with an optional p
 _LONGEST = 2000  # characters
 _DEFAULT_PORT = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"(https?)://", re.IGNORECASE)
+_SOCKET = re.compile(r"unix\.?([:/]|$)", re.IGNORECASE)  # what NGINX reads as one, even with a number behind it
 _REST = re.compile(r"(?P<host>\[[^\]]*\]|[^:/\[\]]*)(?::(?P<port>[^/]*))?(?P<path>/.*)?", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")  # `_`: names of Docker services have it
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -53,6 +54,8 @@ def parse_target(text: str) -> Target:
     if scheme is None:
         raise ValueError(f"does not start with http:// or https://; {_ACCEPTED}")
     rest = url[scheme.end() :]
+    if _SOCKET.match(rest):
+        raise ValueError(f"is a UNIX socket, which other nodes do not have; {_ACCEPTED}")
     authority = rest.partition("/")[0]
     for character, name in _FORBIDDEN.items():
         # An @ is a user in front of the path and an ordinary character inside it.

@@ -119,6 +119,29 @@ def test_an_error_has_its_status_and_code(
     assert (answer.status_code, code_of(answer)) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "data", "words"),
+    [
+        ("POST", "/proxy", b'{"domains": "a",\n  ssl: true}', "line 2, column 3: Expecting property name"),
+        ("POST", "/proxy", b"", "the body is empty"),
+        ("POST", "/proxy", b'{"a": "\xff"}', "its byte 8 is not UTF-8"),
+        ("POST", "/proxy", b"1" * 9_000, "too many digits"),
+        ("POST", "/proxy", b"x" * (MOST_BYTES + 1), "the limit is 1 MB"),
+        ("POST", "/proxy", b'{"domains": 5, "proxy_pass_host": "http://a"}', "not valid: domains"),
+        ("GET", "/proxy/x", b"", "there is nothing at /proxy/x: an id is a whole number, as in /proxy/5"),
+        ("GET", "/certificates/1.5", b"", "an id is a whole number, as in /certificates/5"),
+        ("POST", "/certificates/-1/renew", b"", "an id is a whole number, as in /certificates/5/renew"),
+        ("GET", "/nowhere", b"", "there is nothing at /nowhere; /openapi lists what there is"),
+        ("GET", "/proxy/", b"", "there is nothing at /proxy/; /openapi"),
+    ],
+)
+def test_an_error_says_what_is_wrong_in_plain_words(
+    client: Client, method: str, path: str, data: bytes, words: str
+) -> None:
+    answer = client.request(method, path, data=data, content_type="application/json")
+    assert words in answer.json["error"]["message"]
+
+
 def test_a_405_says_what_is_allowed(client: Client) -> None:
     allowed = client.request("PUT", "/proxy").headers["Allow"]
     assert {"GET", "POST"} <= {method.strip() for method in allowed.split(",")}

@@ -161,6 +161,13 @@ def test_answers_have_exactly_the_documented_fields(app: Any, document: dict[str
         check(answer.json, response["content"]["application/json"]["schema"], path)
 
 
+def test_the_directives_of_custom_code_are_listed_once(document: dict[str, Any]) -> None:
+    """The messages that refuse one lead here."""
+    schemas = document["components"]["schemas"]
+    assert "proxy_set_header" in schemas["ProxyInput"]["properties"]["nginx_custom_code"]["description"]
+    assert str(document).count("proxy_set_header") == 1
+
+
 def test_the_page_loads_nothing_from_elsewhere(app: Any) -> None:
     """Operators look at it from networks without the Internet."""
     client = Client(app)

@@ -70,8 +70,10 @@ def test_every_spelling_of_a_name_ends_in_one_form(written: str, normal: str) ->
         ("a" * 64 + ".example.com", "not a host name"),
         (".".join(["a" * 60] * 5), "too long"),
         ("a" * 2000, "too long"),
-        ("https://example.com", "not a host name"),
-        ("example.com:80", "not a host name"),
+        ("https://example.com", "URL.*give the bare host name, as foo.example"),
+        ("https://192.0.2.1/", "give the bare host name"),
+        ("example.com/x", "give the bare host name"),
+        ("example.com:80", "has a port.*give the bare host name"),
     ],
 )
 def test_what_is_no_host_name_is_refused_with_the_reason(written: str, reason: str) -> None:
@@ -116,7 +118,9 @@ def test_no_name_at_all_is_refused() -> None:
 
 def test_what_is_no_list_is_refused() -> None:
     for value in (5, None, True, {"a": 1}):
-        assert set(problems(value)) == {"domains"}
+        found = problems(value)
+        assert set(found) == {"domains"}
+        assert "a name, a list separated by ';', or a JSON list of names" in found["domains"]
 
 
 def test_at_most_a_hundred_names_once_duplicates_are_merged() -> None:

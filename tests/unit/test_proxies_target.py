@@ -92,6 +92,14 @@ def test_anything_but_a_plain_url_is_refused(written: str) -> None:
         parse_target(written)
 
 
+@pytest.mark.parametrize(
+    "written", ["http://unix:/run/x.sock", "HTTP://UNIX:/x:/path", "https://unix:x", "http://unix:80"]
+)
+def test_a_unix_socket_is_called_by_its_name(written: str) -> None:
+    with pytest.raises(ValueError, match="is a UNIX socket"):
+        parse_target(written)
+
+
 _hosts = st.text(alphabet=string.ascii_letters + string.digits + "._-[]:@%ü", max_size=30)
 _paths = st.text(alphabet=string.printable + "ä\u2028", max_size=40)
 
