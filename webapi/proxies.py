@@ -101,6 +101,12 @@ class ProxyBody(BaseModel):
     live: RolloutBody
 
 
+class ProxySavedBody(ProxyBody):
+    """A proxy entry as it was just saved."""
+
+    warnings: list[str] = Field(description="what was asked for and has no effect")
+
+
 class ProxyListBody(BaseModel):
     """A part of the list, oldest first."""
 
@@ -134,7 +140,7 @@ def index(query: ListQuery) -> Response:
         201: {
             "description": "Created",
             "headers": {"Location": {"description": "path of the new entry", "schema": {"type": "string"}}},
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ProxyBody"}}},
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ProxySavedBody"}}},
         },
         **failures(400, 401, 409, 413, 415, 422, 503),
     },
@@ -147,7 +153,7 @@ def create(body: ProxyInput) -> Response:
     with services().database.connection() as connection:
         proxy = proxies.create_proxy(connection, body)
         view = proxies.view_of_proxy(connection, proxy.id)
-    response = reply(_body(view), 201)
+    response = reply(_saved(view, body.model_fields_set), 201)
     response.headers["Location"] = f"/proxy/{proxy.id}"
     return response
 
@@ -159,13 +165,14 @@ def show(path: ProxyPath) -> Response:
         return reply(_body(proxies.view_of_proxy(connection, path.proxy_id)))
 
 
-@blueprint.patch("/<int:proxy_id>", responses={200: ProxyBody, **failures(400, 401, 404, 409, 413, 415, 422, 503)})
+@blueprint.patch("/<int:proxy_id>", responses={200: ProxySavedBody, **failures(400, 401, 404, 409, 413, 415, 422, 503)})
 def change(path: ProxyPath, body: ProxyChanges) -> Response:
     """Change fields of an entry; what is absent stays as it is"""
     changes = body.model_dump(include=body.model_fields_set)
     with services().database.connection() as connection:
         proxies.update_proxy(connection, path.proxy_id, changes)
-        return reply(_body(proxies.view_of_proxy(connection, path.proxy_id)))
+        view = proxies.view_of_proxy(connection, path.proxy_id)
+    return reply(_saved(view, body.model_fields_set))
 
 
 @blueprint.delete("/<int:proxy_id>", responses={204: None, **failures(401, 404, 503)})
@@ -211,6 +218,11 @@ def _validation(body: dict[str, Any], proxy_id: int | None) -> ValidationBody:
     if message is not None:
         errors.append(FieldError(field="nginx_custom_code" if entry.nginx_custom_code else "body", message=message))
     return ValidationBody(valid=not errors, errors=errors)
+
+
+def _saved(view: proxies.ProxyView, written: set[str]) -> ProxySavedBody:
+    warnings = list(proxies.warnings_about(view.proxy, written))
+    return ProxySavedBody(**_body(view).model_dump(), warnings=warnings)
 
 
 def _body(view: proxies.ProxyView) -> ProxyBody:

@@ -1,6 +1,6 @@
 """Proxy entries: validation, rows, and how far each has come in the cluster."""
 
-from lyttle_ops.proxies.model import Proxy, ProxyChanges, ProxyInput, to_site
+from lyttle_ops.proxies.model import Proxy, ProxyChanges, ProxyInput, to_site, warnings_about
 from lyttle_ops.proxies.store import (
     DomainTaken,
     ProxyNotFound,
@@ -33,5 +33,6 @@ __all__ = [
     "to_site",
     "update_proxy",
     "view_of_proxy",
+    "warnings_about",
     "write_target",
 ]

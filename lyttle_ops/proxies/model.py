@@ -4,7 +4,7 @@ Every field ends in one normal form, or in an error that names the field and say
 person writes reaches an NGINX file except through `to_site`, as parsed values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -139,6 +139,20 @@ class Proxy:
     def fields(self) -> dict[str, Any]:
         """What a person may set, as ProxyInput takes it."""
         return {name: getattr(self, name) for name in ProxyInput.model_fields}
+
+
+def warnings_about(proxy: Proxy, written: Collection[str]) -> tuple[str, ...]:
+    """What was asked for and has no effect; `written` names the fields the person wrote.
+
+    force_https is true by default, so that an entry is ready for ssl; only who writes it expects something of it.
+    """
+    found = []
+    if not proxy.ssl:
+        if proxy.hsts:
+            found.append("hsts has no effect without ssl: nothing is served over HTTPS; set ssl true")
+        if proxy.force_https and "force_https" in written:
+            found.append("force_https has no effect without ssl: there is no HTTPS to redirect to; set ssl true")
+    return tuple(found)
 
 
 def to_site(proxy: Proxy, tls: Mapping[str, str]) -> Site:

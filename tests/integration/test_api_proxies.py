@@ -34,6 +34,7 @@ def test_an_entry_lives_from_post_to_delete(client: Client) -> None:
     answer = client.post("/proxy", ENTRY)
     assert answer.status_code == 201
     entry = answer.json
+    assert entry.pop("warnings") == []
     assert answer.headers["Location"] == f"/proxy/{entry['id']}"
     assert entry["domains"] == ["test.example.com"]
     assert entry["certificate"]["state"] == "pending"
@@ -49,6 +50,19 @@ def test_an_entry_lives_from_post_to_delete(client: Client) -> None:
     assert client.delete(f"/proxy/{entry['id']}").status_code == 204
     assert client.get(f"/proxy/{entry['id']}").status_code == 404
     assert client.delete(f"/proxy/{entry['id']}").status_code == 404
+
+
+def test_what_has_no_effect_without_ssl_is_saved_with_a_warning(client: Client) -> None:
+    plain = {**ENTRY, "ssl": False}
+    assert client.post("/proxy", plain).json["warnings"] == []  # force_https is true by default; nobody asked for it
+    asked = client.post("/proxy", {**plain, "domains": "b.example.com", "hsts": True, "force_https": True})
+    assert asked.status_code == 201
+    assert [warning.split()[0] for warning in asked.json["warnings"]] == ["hsts", "force_https"]
+    path = asked.headers["Location"]
+    assert [warning.split()[0] for warning in client.patch(path, {"read_timeout": 9}).json["warnings"]] == ["hsts"]
+    assert client.patch(path, {"ssl": True, "force_https": True}).json["warnings"] == []
+    assert [warning.split()[0] for warning in client.patch(path, {"ssl": False}).json["warnings"]] == ["hsts"]
+    assert "warnings" not in client.get(path).json
 
 
 @pytest.mark.parametrize("domains", ["b.example.com;A.example.com.", ["b.example.com", "a.example.com"]])
