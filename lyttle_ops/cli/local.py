@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from lyttle_ops.local import hints
 from lyttle_ops.local.cluster import LocalCluster
 from lyttle_ops.local.folders import Folders, default_state_folder
 from lyttle_ops.local.layout import DEFAULT_BASE, Layout
@@ -81,7 +82,8 @@ def up(
             ):
                 _say(_next_steps(cluster, layout))
                 if detach:
-                    _say("It goes on running: `lyttle-ops local status`, `lyttle-ops local down`.")
+                    look, end = (hints.command(folders, word) for word in ("status", "down"))
+                    _say(f"It goes on running: `{look}`, `{end}`.")
                     return
                 from lyttle_ops.cli.table import watch  # rich and the database driver, for this command only
 
@@ -89,28 +91,44 @@ def up(
                 _say("stopping …")
         except Exception:
             # A Ctrl-C reaches initdb too, whose failure is then no news.
-            if stop.is_set():
-                raise click.Abort from None
-            raise
+            if not stop.is_set() or cluster.runs():
+                raise
+            _say("interrupted; what had been started is stopped")
+            raise click.Abort from None
         _say("stopped; nothing is left running, and the data is kept for the next start")
 
 
 @local.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_state_dir
-def status(folders: Folders, as_json: bool) -> None:
-    """Where everything is, and how the nodes are."""
-    found = LocalCluster(folders).status()
+def status(folders: Folders, as_json: bool) -> int:
+    """Where everything is, how the nodes and the services beside them are.
+
+    The exit code is 1 when something is wrong. With --json it is 0 as long as a cluster runs: programs read the rest.
+    """
+    cluster = LocalCluster(folders)
+    found = cluster.status()
     if as_json:
         click.echo(json.dumps(found, indent=2))
-        return
+        return 0
+    health = cluster.health()
     for node in found["nodes"]:
-        state = "stopped" if node["pid"] is None else "ready" if node["ready"] else "not ready"
-        role = "leader" if node["leader"] else ""
+        status = health.nodes[node["name"]]
+        state = "stopped" if status.pid is None else "ready" if status.ready else "not ready"
+        role = "leader" if status.leader else ""
+        failing = ", ".join(check for check, _ in status.problems) if state == "not ready" else ""
+        state += f" ({failing})" if failing else ""
         click.echo(f"{node['name']:<5} {state:<10} {role:<7} {node['api']}  {node['http']}  {node['https']}")
-    click.echo(f"CA         {found['ca']['directory']}, root in {found['ca']['root']}")
-    click.echo(f"admin      {found['admin']['username']}, password in {found['admin']['password_file']}")
-    click.echo(f"upstream   {found['upstream']}")
+        for check, message in status.problems if failing else ():
+            click.echo(f"      {check}: {message}")
+    for service in health.services:
+        click.echo(f"{service.name:<13} {service.condition:<15} {service.where}, log {service.log}")
+    click.echo(f"{'CA root':<13} {found['ca']['root']}")
+    click.echo(f"{'admin':<13} {found['admin']['username']}, password in {found['admin']['password_file']}")
+    if health.ok:
+        return 0
+    click.echo(f"Something is wrong: {health.way_out(folders)}")
+    return 1
 
 
 @local.command()
@@ -118,8 +136,15 @@ def status(folders: Folders, as_json: bool) -> None:
 @_state_dir
 def down(folders: Folders, wipe: bool) -> None:
     """Stop the cluster, whoever started it. Its data stays for the next start."""
-    ran = LocalCluster(folders, say=_say).down(wipe)
-    _say(("stopped" if ran else "no local cluster was running") + (", its data is removed" if wipe else ""))
+    ended = LocalCluster(folders, say=_say).down(wipe)
+    said = "stopped" if ended.ran else "no local cluster was running"
+    if ended.wiped:
+        said += f", its data in {folders.state} is removed"
+        if ended.left:
+            said += f"; what is not the cluster's stays there: {', '.join(ended.left)}"
+    elif wipe:
+        said += f", and there was nothing to remove: {folders.state} does not exist"
+    _say(said)
 
 
 @local.command()
@@ -182,7 +207,9 @@ def _pair(setting: str) -> tuple[str, str]:
     name, separator, value = setting.partition("=")
     if not separator or not name:
         raise click.UsageError(f"--set takes NAME=VALUE, not {setting!r}")
-    return name.upper(), value
+    name = name.upper()
+    # A node works in a folder of its own, where a relative path would be another file.
+    return name, os.path.abspath(value) if name.endswith("_FILE") and value else value
 
 
 def _next_steps(cluster: LocalCluster, layout: Layout) -> str:
@@ -194,7 +221,7 @@ def _next_steps(cluster: LocalCluster, layout: Layout) -> str:
     proxied = any(
         os.environ.get(name) for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
     )
-    curl = "curl -s --noproxy '*'" if proxied else "curl -s"
+    curl = "curl --noproxy '*'" if proxied else "curl"
     body = json.dumps({"proxy_pass_host": layout.upstream, "domains": "demo.example.test", "ssl": True})
     hosts = " ".join(node.host for node in layout.all_nodes())
     https = layout.node(1).https_port
@@ -206,19 +233,20 @@ def _next_steps(cluster: LocalCluster, layout: Layout) -> str:
 
 1. Log in:
 
-TOKEN=$({curl} {first.api}/auth/login -H 'content-type: application/json' -d @{login} \\
+TOKEN=$({curl} -s {first.api}/auth/login -H 'content-type: application/json' -d @{login} \\
   | python3 -c 'import json, sys; print(json.load(sys.stdin)["access_token"])')
 
 2. Add a proxy:
 
-{curl} {first.api}/proxy -H "authorization: Bearer $TOKEN" -H 'content-type: application/json' \\
+{curl} -s {first.api}/proxy -H "authorization: Bearer $TOKEN" -H 'content-type: application/json' \\
   -d '{body}'
 
-3. Look at its certificate and answer, on each node:
+3. Look at its certificate and answer, on each node (the first try may come half a second too early):
 
 for node in {hosts}; do
   echo "== $node"
-  {curl} -Sv --cacert {root} --connect-to ::$node:{https} https://demo.example.test/ 2>&1 \\
-    | grep -E 'subjectAltName:|issuer:|expire date:|^[{{]"|^curl:'
+  {curl} -sSv --retry 8 --retry-all-errors --retry-delay 1 --cacert {root} \\
+    --connect-to ::$node:{https} https://demo.example.test/ 2>&1 \\
+    | grep -E 'subjectAltName:|issuer:|expire date:|^[{{]"|^curl:'; echo
 done
 """

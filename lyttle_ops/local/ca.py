@@ -25,10 +25,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.local.processes import open_log
 
 START_TIMEOUT = 15.0  # seconds
 STOP_TIMEOUT = 5.0
 _LIFETIME = timedelta(days=3650)
+_ROOT_NAME = "LyttleOps local CA server"
 
 
 class CAMissing(LyttleOpsError):
@@ -55,7 +57,7 @@ def make_tls(folder: Path, hosts: Sequence[str]) -> ServerTLS:
         return files
     folder.mkdir(parents=True, exist_ok=True)
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "LyttleOps local CA server")])
+    root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _ROOT_NAME)])
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
     root = (
         _builder(root_name, root_name, root_key.public_key())
@@ -81,6 +83,15 @@ def make_tls(folder: Path, hosts: Sequence[str]) -> ServerTLS:
     files.certificate.write_bytes(certificate.public_bytes(pem))
     files.root.write_bytes(root.public_bytes(pem))
     return files
+
+
+def made_here(folder: Path) -> bool:
+    """Whether `folder` holds a root that make_tls made, so that it is a CA's of ours and nobody else's."""
+    try:
+        root = x509.load_pem_x509_certificate((folder / "https-root.pem").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return [name.value for name in root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)] == [_ROOT_NAME]
 
 
 class CertificateAuthority:
@@ -161,7 +172,7 @@ class CertificateAuthority:
             )
         )
         argv = [program, "-config", str(self._configuration), "-dnsserver", self._dns_server, "-strict", "false"]
-        with self.log.open("wb") as log:
+        with open_log(self.log) as log:
             # Its own session: a Ctrl-C meant for us must not end the CA before the nodes.
             self._process = subprocess.Popen(
                 argv,
@@ -194,6 +205,14 @@ class CertificateAuthority:
             self._process.wait()
             self._process = None
         self._pid_file.unlink(missing_ok=True)
+
+    def answers(self) -> bool:
+        """Whether it gives its directory now."""
+        try:
+            self._get(self.directory_url)
+        except OSError:
+            return False
+        return True
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT

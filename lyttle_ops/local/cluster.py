@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lyttle_ops.errors import LyttleOpsError
-from lyttle_ops.local import credentials, listeners, nodes, packages, processes, services
+from lyttle_ops.local import credentials, health, hints, listeners, nodes, packages, processes, services
 from lyttle_ops.local.ca import CertificateAuthority
 from lyttle_ops.local.folders import Folders, create_run_folder, run_folder
 from lyttle_ops.local.layout import Layout, NodeLayout
@@ -28,11 +28,20 @@ from lyttle_ops.local.processes import Process
 from lyttle_ops.local.state import State, StateFile
 
 READY_TIMEOUT = 90.0  # seconds for all nodes to become ready
-NODE_GRACE = 20.0  # seconds a node has to finish its requests
+NODE_GRACE = 30.0  # seconds a node has to finish its requests
 SERVICE_GRACE = 5.0
 _PATIENCE = 75.0  # seconds `down` waits for an `up` to stop what it started
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What `down` did; `left` names what is not the cluster's and stays in the wiped folder."""
+
+    ran: bool
+    wiped: bool = False
+    left: tuple[str, ...] = ()
 
 
 class AlreadyRunning(LyttleOpsError):
@@ -40,7 +49,7 @@ class AlreadyRunning(LyttleOpsError):
 
 
 class NotRunning(LyttleOpsError):
-    """No local cluster is running; start one with `lyttle-ops local up`."""
+    """No local cluster is running."""
 
 
 class StartFailed(LyttleOpsError):
@@ -96,9 +105,10 @@ class LocalCluster:
     ) -> Iterator[State]:
         """Start everything; the body runs with every node ready; at its end all is stopped unless `detached`.
 
-        Raises AlreadyRunning, StartFailed, Interrupted, and the errors of packages, listeners, folders,
-        postgres and ca.
+        Raises AlreadyRunning, StartFailed, Interrupted, ConfigurationError for wrong `settings`, and the errors
+        of packages, listeners, folders, postgres and ca.
         """
+        nodes.check_settings(settings or {})
         packages.require()
         run = run_folder(layout.base)
         self.folders.create()
@@ -142,7 +152,7 @@ class LocalCluster:
         database = services.postgres(self.folders.postgres, layout, secrets.database_password)
         with ThreadPoolExecutor(2) as pool:
             starting = pool.submit(database.start)
-            self._launch_companions(layout)
+            self._launch("companions", services.companions_command(layout), self.folders.state, os.environ)
             ca.start()
             self._record("ca", ca.pid)
             services.keep_roots(ca, self.folders.ca)
@@ -151,16 +161,14 @@ class LocalCluster:
         secrets.write_database_url(database.url())
         self._say(f"PostgreSQL on {layout.services}:{layout.database_port}")
         if not services.answers(layout.services, layout.upstream_port):
-            raise StartFailed(f"the DNS server and the demo upstream do not answer{self._tail('companions')}")
+            raise StartFailed(f"the DNS server and the demo upstream do not answer{self.folders.log_end('companions')}")
         self._say(f"CA on {ca.directory_url}, demo upstream on {layout.upstream}")
-
-    def _launch_companions(self, layout: Layout) -> None:
-        self._launch("companions", services.companions_command(layout), self.folders.state, os.environ)
 
     def _launch_node(self, node: NodeLayout, again: bool = False) -> None:
         state = self._require_state()
         home, run = self.folders.node(node.name), state.run_folder / node.name
         home.mkdir(exist_ok=True)
+        home.chmod(0o750)
         shutil.rmtree(run, ignore_errors=True)  # a tmpfs is empty after a power cut
         run.mkdir(exist_ok=True)
         nodes.forgive_restarts(home)
@@ -199,13 +207,15 @@ class LocalCluster:
             state = self._require_state()
             for name, node in list(waiting.items()):
                 if not state.processes[name].is_alive():
-                    raise StartFailed(f"node {name} ended before it was ready{self._tail(name)}")
-                if self._node_status(state, node).ready and nodes.answers_ready(node):
+                    raise StartFailed(f"node {name} ended before it was ready{self.folders.log_end(name)}")
+                if nodes.status_of(state, node).ready and not nodes.ask_ready(node):
                     self._say(f"{name} is ready after {time.monotonic() - began:.1f} s: API {node.api}")
                     del waiting[name]
             if waiting and time.monotonic() > deadline:
                 names = ", ".join(waiting)
-                raise StartFailed(f"not ready within {timeout:.0f} s: {names}{self._tail(next(iter(waiting)))}")
+                raise StartFailed(
+                    f"not ready within {timeout:.0f} s: {names}{self.folders.log_end(next(iter(waiting)))}"
+                )
             self.reap()
             self._interrupted.wait(0.05)
 
@@ -213,15 +223,11 @@ class LocalCluster:
         if self._interrupted.is_set():
             raise Interrupted
 
-    def _tail(self, name: str, lines: int = 25) -> str:
-        log = self.folders.log(name)
-        try:
-            last = log.read_text("utf-8", errors="replace").splitlines()[-lines:]
-        except OSError:
-            last = []
-        return f"; its log is {log}" + "".join(f"\n  {line}" for line in last)
-
     # -- look ----------------------------------------------------------------------------------------------
+
+    def runs(self) -> bool:
+        """Whether a cluster was started and not brought down, or not wholly."""
+        return self._file.read() is not None
 
     def state(self) -> State:
         """Raises NotRunning when nothing of a cluster is alive."""
@@ -229,29 +235,23 @@ class LocalCluster:
         if state is None or not (state.alive() or state.owner.is_alive()):
             raise NotRunning(
                 f"no local cluster is running (its files are in {self.folders.state}); "
-                "start one with `lyttle-ops local up`"
+                f"start one with `{self._hint('up')}`"
             )
         return state
 
-    def node_statuses(self, state: State, prove: bool = False) -> dict[str, nodes.NodeStatus]:
-        """By node name; with `prove` ready also means that /health/ready says so."""
-        layout = state.layout.all_nodes()
+    def node_statuses(self, state: State) -> dict[str, nodes.NodeStatus]:
+        return nodes.statuses(state)
 
-        def look(node: NodeLayout) -> nodes.NodeStatus:
-            status = self._node_status(state, node)
-            if prove and status.ready and not nodes.answers_ready(node):
-                return replace(status, ready=False)
-            return status
-
-        with ThreadPoolExecutor(min(16, len(layout))) as pool:
-            return {node.name: status for node, status in zip(layout, pool.map(look, layout), strict=True)}
+    def health(self) -> health.Health:
+        """Services and nodes, each asked. Raises NotRunning."""
+        return health.look(self.folders, self.state())
 
     def status(self) -> dict[str, Any]:
         """The JSON of `local status --json`. Raises NotRunning."""
         state = self.state()
         layout = state.layout
         secrets = credentials.ensure(self.folders.secrets)
-        statuses = self.node_statuses(state, prove=True)
+        statuses = nodes.statuses(state, prove=True)
         return {
             "database": {"dsn": services.postgres(self.folders.postgres, layout, secrets.database_password).url()},
             "ca": {"directory": state.acme_directory, "root": str(self.folders.ca / services.ROOTS)},
@@ -271,11 +271,6 @@ class LocalCluster:
             ],
         }
 
-    def _node_status(self, state: State, node: NodeLayout) -> nodes.NodeStatus:
-        process = state.processes.get(node.name)
-        pid = process.pid if process is not None and process.is_alive() else None
-        return nodes.read_status(state.run_folder / node.name, pid)
-
     # -- break and mend ------------------------------------------------------------------------------------
 
     def kill_node(self, name: str) -> Process:
@@ -284,7 +279,7 @@ class LocalCluster:
         state.layout.node_named(name)
         process = state.processes.get(name)
         if process is None or not process.is_alive():
-            raise NodeNotRunning(f"{name} does not run; start it with `lyttle-ops local start {name}`")
+            raise NodeNotRunning(f"{name} does not run; start it with `{self._hint('start', name)}`")
         processes.kill(process)
         return process
 
@@ -305,13 +300,18 @@ class LocalCluster:
 
     # -- stop ----------------------------------------------------------------------------------------------
 
-    def down(self, wipe: bool = False) -> bool:
-        """Stop the cluster, whoever started it; with `wipe` also remove its data. Whether anything ran.
+    def down(self, wipe: bool = False) -> Ended:
+        """Stop the cluster, whoever started it; with `wipe` also remove its data.
 
-        Raises StopFailed when an `up` does not end.
+        Raises StopFailed when an `up` does not end, FolderForeign when `wipe` is asked of a folder that is no
+        cluster's (nothing is stopped then), FolderUnusable when data stays.
         """
         if not self.folders.state.is_dir():
-            return False
+            return Ended(ran=False)
+        if wipe:
+            self.folders.require_ours()
+        elif not self.folders.is_ours() and self._file.read() is None:
+            return Ended(ran=False)  # not even a lock is left in somebody else's folder
         deadline = time.monotonic() + _PATIENCE
         asked = None
         while True:
@@ -321,9 +321,7 @@ class LocalCluster:
                     ran = asked is not None or (state is not None and bool(state.alive()))
                     if state is not None:
                         self._stop_all(state)
-                    if wipe:
-                        self.folders.wipe()
-                    return ran
+                    return Ended(ran, wiped=wipe, left=tuple(self.folders.wipe()) if wipe else ())
             state = self._file.read()
             if state is not None and state.owner != asked and state.owner != _myself():
                 asked = state.owner
@@ -373,14 +371,17 @@ class LocalCluster:
     def _who_runs(self) -> str:
         state = self._file.read()
         if state is None:
-            return "another `lyttle-ops local` command is starting or stopping a cluster here"
+            return f"another command is starting or stopping the cluster in {self.folders.state}"
         how = "detached" if state.detached and state.phase == "running" else f"by process {state.owner.pid}"
         return (
             f"a local cluster is already running at {state.layout.base} (started {how}): look at it with "
-            "`lyttle-ops local status`, stop it with `lyttle-ops local down`"
+            f"`{self._hint('status')}`, stop it with `{self._hint('down')}`"
         )
 
     # -- parts ---------------------------------------------------------------------------------------------
+
+    def _hint(self, *words: str) -> str:
+        return hints.command(self.folders, *words)
 
     def reap(self) -> None:
         """Let the kernel forget our children that ended."""
@@ -389,7 +390,7 @@ class LocalCluster:
     def _require_state(self) -> State:
         state = self._file.read()
         if state is None:
-            raise NotRunning
+            raise NotRunning(f"no local cluster is running; start one with `{self._hint('up')}`")
         return state
 
 

@@ -1,6 +1,7 @@
 """Where a local cluster keeps its files: durable ones in the state folder, sockets and keys in a tmpfs.
 
 state folder (default: /var/lib/lyttle-ops/local for root, else ~/.local/state/lyttle-ops/local):
+    .lyttle-ops-local     says that `up` made this folder: without it nothing is put in or removed
     cluster.json          what runs, mode 0600 (state.py)
     secrets/              passwords and master key, mode 0700 (credentials.py)
     postgres/  ca/        their data
@@ -18,9 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.local.ca import made_here
 
-_OURS = ("postgres", "ca", "nodes", "logs", "secrets")
+MARKER = ".lyttle-ops-local"
+# Folder -> mode. postgres is traversed by PostgreSQL's user; the CA's root is for any client.
+_OURS = {"postgres": 0o755, "ca": 0o755, "nodes": 0o750, "logs": 0o750, "secrets": 0o700}
 _OUR_FILES = ("cluster.json", "state.lock", "up.lock")
+
+
+class FolderForeign(LyttleOpsError):
+    """The folder is not a local cluster's."""
 
 
 class FolderUnusable(LyttleOpsError):
@@ -58,19 +66,47 @@ class Folders:
     def log(self, name: str) -> Path:
         return self.state / "logs" / f"{name}.log"
 
+    def log_end(self, name: str, lines: int = 25) -> str:
+        """Where a process's log is and how it ends, to be put after a sentence."""
+        log = self.log(name)
+        try:
+            last = log.read_text("utf-8", errors="replace").splitlines()[-lines:]
+        except OSError:
+            last = []
+        return f"; its log is {log}" + "".join(f"\n  {line}" for line in last)
+
+    def is_ours(self) -> bool:
+        """Whether an `up` made this folder its cluster's."""
+        return (self.state / MARKER).is_file()
+
     def create(self) -> None:
-        """Make the folders. Raises FolderUnusable with the reason and the way out."""
+        """Make the folders. Raises FolderForeign, and FolderUnusable with the reason and the way out."""
         try:
             # PostgreSQL runs as another user when this is root, so the way to its data must be open.
             self.state.mkdir(parents=True, exist_ok=True, mode=0o755)
-            for name in _OURS:
-                (self.state / name).mkdir(exist_ok=True, mode=0o700 if name == "secrets" else 0o755)
+            self._claim()
+            for name, mode in _OURS.items():
+                (self.state / name).mkdir(exist_ok=True, mode=mode)
+            for name in ("logs", "nodes"):  # those that an earlier version left open
+                (self.state / name).chmod(_OURS[name])
         except OSError as exc:
             raise FolderUnusable(
                 f"the state folder {self.state} cannot be made: {exc.strerror}; choose another with --state-dir"
             ) from exc
         if os.geteuid() == 0:
             self._require_way_for_postgres()
+
+    def _claim(self) -> None:
+        """Mark the folder as a cluster's; only an empty one, or one that a version without the marker made."""
+        there = os.listdir(self.state)
+        if MARKER in there:
+            return
+        if there and not made_here(self.ca):
+            raise FolderForeign(
+                f"{self.state} is not empty and not a local cluster's (it has no {MARKER}): nothing was put there; "
+                "choose a new or an empty folder with --state-dir"
+            )
+        (self.state / MARKER).write_text("`lyttle-ops local up` made this folder; `local down --wipe` removes it.\n")
 
     def _require_way_for_postgres(self) -> None:
         try:
@@ -92,14 +128,32 @@ class Folders:
                     f"or `chmod o+x {folder}`"
                 )
 
-    def wipe(self) -> None:
-        """Remove what the local cluster keeps, and nothing else that lies in the folder."""
+    def require_ours(self) -> None:
+        """Raises FolderForeign unless wiping this folder is safe."""
+        if not self.is_ours():
+            raise FolderForeign(
+                f"{self.state} is not a local cluster's (it has no {MARKER}, which `up` puts there): nothing was "
+                "stopped or removed"
+            )
+
+    def wipe(self) -> list[str]:
+        """Remove what the local cluster keeps, and nothing else that lies in the folder: names of what is left.
+
+        Raises FolderForeign, and FolderUnusable when something stays.
+        """
+        self.require_ours()
         for name in _OURS:
             shutil.rmtree(self.state / name, ignore_errors=True)
         for name in _OUR_FILES:
-            (self.state / name).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else's files may be there
+            with suppress(OSError):
+                (self.state / name).unlink()
+        if stays := [name for name in (*_OURS, *_OUR_FILES) if os.path.lexists(self.state / name)]:
+            raise FolderUnusable(f"{', '.join(stays)} in {self.state} could not be removed: do it as their owner")
+        (self.state / MARKER).unlink()
+        left = sorted(os.listdir(self.state))
+        with suppress(OSError):  # somebody else's files may be there, or it is a mount
             self.state.rmdir()
+        return left
 
 
 def run_folder(base: str) -> Path:

@@ -79,6 +79,12 @@ class Layout:
         if not 0 <= self.port_offset <= 16000:
             raise LayoutInvalid(f"port offset {self.port_offset} is not possible; accepted: 0 to 16000")
 
+    def options(self) -> list[str]:
+        """The options of `local up` that give this layout again; none for the default."""
+        asked = {"--nodes": self.nodes, "--base": self.base, "--port-offset": self.port_offset}
+        usual = {"--nodes": 3, "--base": DEFAULT_BASE, "--port-offset": 0}
+        return [word for name, value in asked.items() if value != usual[name] for word in (name, str(value))]
+
     @property
     def services(self) -> str:
         """The address of PostgreSQL, CA, DNS and the demo upstream."""

@@ -79,5 +79,5 @@ class Overview:
             known = {node["name"]: node for node in members.list_nodes(self._connection)}
             rows = self._connection.execute(queries.installed).fetchall()
             installed = {row["instance_id"]: int(row["installed"]) for row in rows}
-            total = self._connection.execute(queries.current_certificates).fetchone()
+            total = self._connection.execute(queries.wanted_certificates).fetchone()
         return known, installed, int(total["total"]) if total is not None else 0

@@ -93,6 +93,15 @@ class PostgresServer:
     def is_running(self) -> bool:
         return (self.data / "PG_VERSION").exists() and self._run("pg_ctl", "-D", self.data, "status").returncode == 0
 
+    def answers(self) -> bool:
+        """Whether a session can be had and used within two seconds."""
+        try:
+            with psycopg.connect(self.url(), connect_timeout=2, autocommit=True) as connection:
+                connection.execute("SELECT 1")
+        except psycopg.Error:
+            return False
+        return True
+
     def pid(self) -> int | None:
         """Process id of the postmaster, None when it does not run."""
         try:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def launch(
     argv: Sequence[str], *, log: Path, folder: Path, environment: Mapping[str, str], append: bool = False
 ) -> "subprocess.Popen[bytes]":
     """Start `argv` in a session of its own, its output going to `log`, its working directory being `folder`."""
-    with log.open("ab" if append else "wb") as output:
+    with open_log(log, append) as output:
         return subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
@@ -56,6 +57,14 @@ def launch(
             env=dict(environment),
             start_new_session=True,
         )
+
+
+def open_log(path: Path, append: bool = False) -> BinaryIO:
+    """Open a log to write; readable by this user and group, since requests and addresses stand in it."""
+    how = os.O_APPEND if append else os.O_TRUNC
+    output = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o640), "ab" if append else "wb")
+    os.fchmod(output.fileno(), 0o640)  # one that was there before
+    return output
 
 
 def identify(pid: int) -> Process | None:

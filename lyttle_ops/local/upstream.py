@@ -1,6 +1,8 @@
 """The demo upstream: an HTTP server that answers every request with what it saw, as one line of JSON."""
 
 import json
+import urllib.request
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -43,6 +45,16 @@ class _Echo(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: a demo needs no access log."""
+
+
+def answers(url: str, timeout: float) -> bool:
+    """Whether the upstream at `url` answers within `timeout` seconds."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no HTTP proxy lies before loopback
+    try:
+        with direct.open(url, timeout=timeout) as response:
+            return bool(response.status == 200)
+    except (OSError, ValueError, HTTPException):
+        return False
 
 
 def serve(host: str, port: int) -> ThreadingHTTPServer:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def test_a_state_folder_that_postgresql_cannot_reach_is_refused_before_anything_
         (["--nodes", "many"], 2, "not a valid integer"),
         (["--nodes", "0"], 1, "accepted: 1 to 200"),
         (["--set", "LOG_LEVEL"], 2, "NAME=VALUE"),
+        (["--set", "FOO=bar"], 1, "FOO: there is no such setting"),
+        (["--set", "log_level=LOUD"], 1, "LOG_LEVEL: Input should be 'DEBUG'"),
         (["--acme-directory", "https://127.0.0.1/dir"], 2, "go together"),
     ],
 )
@@ -79,5 +82,35 @@ def test_commands_without_a_cluster_say_how_to_start_one(local: LocalCommand) ->
         refused = local.run(*command)
         assert refused.returncode == 1
         assert "no local cluster is running" in refused.stderr
-        assert "lyttle-ops local up" in refused.stderr
-    assert "no local cluster was running" in local.do("down")
+        # The way out can be copied: this program, this folder.
+        assert f"`{sys.executable} -m lyttle_ops.cli local up --state-dir {local.state_folder}`" in refused.stderr
+    assert local.do("down") == "no local cluster was running\n"
+    assert "nothing to remove" in local.do("down", "--wipe")
+    assert not local.state_folder.exists()
+
+
+def test_a_folder_that_is_no_clusters_is_left_as_it_is(local: LocalCommand, tmp_path: Path) -> None:
+    kept = tmp_path / "logs" / "mine.log"
+    kept.parent.mkdir()
+    kept.touch()
+    foreign = LocalCommand(tmp_path, local.base)
+    refused = foreign.run("up")
+    assert refused.returncode == 1
+    assert f"{tmp_path} is not empty and not a local cluster's" in refused.stderr
+    refused = foreign.run("down", "--wipe")
+    assert refused.returncode == 1
+    assert "nothing was stopped or removed" in refused.stderr
+    assert foreign.do("down") == "no local cluster was running\n"
+    assert sorted(tmp_path.rglob("*")) == [kept.parent, kept]
+
+
+def test_wipe_says_what_it_removed_and_what_it_left(local: LocalCommand) -> None:
+    with socket.create_server((f"{local.base}.2", 8443)):
+        local.run("up")  # makes the folder and gets no further
+    (local.state_folder / "holiday.jpg").touch()
+    said = local.do("down", "--wipe")
+    assert f"its data in {local.state_folder} is removed" in said
+    assert "what is not the cluster's stays there: holiday.jpg" in said
+    assert local.run("down", "--wipe").returncode == 1
+    (local.state_folder / "holiday.jpg").unlink()
+    local.state_folder.rmdir()
