@@ -42,7 +42,8 @@ def add_order(connection: Any, certificate: int, days: int = 90, age: str = "1 h
     connection.execute(
         "WITH o AS (INSERT INTO certificate_orders (certificate_id, state, directory_url, node_name, instance_id,"
         " key_id, private_key, csr_pem, serial, not_after, updated_at)"
-        " VALUES (%s, 'issued', 'u', 'n', gen_random_uuid(), 'k', '', '', 'ab', now() + make_interval(days => %s), now() - %s::interval) RETURNING id)"
+        " VALUES (%s, 'issued', 'u', 'n', gen_random_uuid(), 'k', '', '', 'ab', now() + make_interval(days => %s),"
+        " now() - %s::interval) RETURNING id)"
         " UPDATE certificates SET order_id = o.id, renewal_requested_at = NULL FROM o WHERE certificates.id = %s",
         (certificate, days, age, certificate),
     )
