@@ -78,6 +78,13 @@ def test_the_status_file_and_secrets_are_private(cluster: LocalCommand) -> None:
         assert file.stat().st_mode & 0o077 == 0, file
 
 
+def test_logs_and_the_nodes_folders_are_closed_to_others(cluster: LocalCommand) -> None:
+    for name in ("logs", "nodes"):
+        folder = cluster.state_folder / name
+        for path in (folder, *folder.iterdir()):
+            assert path.stat().st_mode & 0o027 == 0, path
+
+
 def test_a_killed_node_is_gone_at_once_and_a_started_one_is_ready(cluster: LocalCommand) -> None:
     before = cluster.node("n3")
     family = processes.family(cluster.processes()["n3"])
@@ -104,6 +111,55 @@ def test_a_node_starts_over_what_its_killed_supervisor_left(cluster: LocalComman
     assert cluster.node("n2")["ready"]
 
 
+def test_the_commands_that_up_shows_work_when_pasted_at_once(local: LocalCommand) -> None:
+    said = local.do("up", "--nodes", "1", "--detach")
+    commands = said[said.index("TOKEN=") : said.index("It goes on running")]
+    # The headings between the commands are for people.
+    script = re.sub(r"^\d\. .*$", "", commands, flags=re.MULTILINE)
+    pasted = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert 'subjectAltName: host "demo.example.test" matched' in pasted.stdout, pasted.stdout + pasted.stderr
+    assert '"host": "demo.example.test"' in pasted.stdout
+    look = re.search(r"It goes on running: `(.*?)`", said)
+    assert look is not None
+    assert subprocess.run(["bash", "-c", look[1]], capture_output=True, timeout=60).returncode == 0
+
+
+def test_status_names_what_is_dead_with_its_log_and_the_way_out(local: LocalCommand) -> None:
+    local.do("up", "--nodes", "1", "--detach")
+    well = local.run("status")
+    assert (well.returncode, well.stderr) == (0, "")
+    for service in ("PostgreSQL", "CA", "DNS, upstream"):
+        assert re.search(rf"^{service} +running .* log /", well.stdout, re.MULTILINE), well.stdout
+
+    (postmaster, *_) = (local.state_folder / "postgres" / "data" / "postmaster.pid").read_text().split()
+    os.kill(int(postmaster), signal.SIGKILL)
+    wait.until(lambda: "not ready (database)" in local.run("status").stdout, 20, "a failing check", every=0.2)
+    local.processes()["ca"].send(signal.SIGKILL)
+    companions = local.processes()["companions"]
+    companions.send(signal.SIGSTOP)  # alive, and of no use
+    dead = local.run("status")
+    assert dead.returncode == 1
+    assert re.search(r"^PostgreSQL +not running .*postgresql\.log$", dead.stdout, re.MULTILINE), dead.stdout
+    assert re.search(r"^CA +not running .*pebble\.log$", dead.stdout, re.MULTILINE), dead.stdout
+    assert re.search(r"^DNS, upstream +does not answer .*companions\.log$", dead.stdout, re.MULTILINE), dead.stdout
+    assert re.search(r"^ +database: \S+", dead.stdout, re.MULTILINE)
+    assert list(local.status()) == ["database", "ca", "admin", "upstream", "nodes"]
+
+    # The hint, run as it stands, mends it.
+    way_out = re.findall(r"`(.*?)`", dead.stdout)
+    assert len(way_out) == 2
+    for command in way_out:
+        mended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+        assert mended.returncode == 0, mended.stderr
+    assert local.run("status").returncode == 0
+
+    local.do("kill", "n1")
+    stopped = local.run("status")
+    assert stopped.returncode == 1
+    assert re.search(r"^n1 +stopped", stopped.stdout, re.MULTILINE)
+    assert "local start n1 --state-dir" in stopped.stdout
+
+
 def test_ctrl_c_stops_everything(local: LocalCommand) -> None:
     with _foreground(local, "--nodes", "1") as up:
         wait.until(lambda: local.processes() and local.status()["nodes"][0]["ready"], 60, "ready", every=0.2)
@@ -126,19 +182,20 @@ def test_ctrl_c_during_the_start_stops_what_was_started(local: LocalCommand) -> 
     with _foreground(local, "--nodes", "1") as up:
         wait.until(lambda: "n1" in local.processes(), 60, "a node")
         running = _everything(local)
-        up.send_signal(signal.SIGTERM)
-        up.communicate(timeout=60)
+        up.send_signal(signal.SIGINT)
+        said = up.communicate(timeout=60)[0]
     assert up.returncode == 130
+    assert said.endswith("interrupted; what had been started is stopped\n")
     assert not any(process.is_alive() for process in running)
     assert not _answers(f"{local.base}.250", 15432)
 
 
 def test_a_node_that_cannot_start_ends_the_start_with_its_log(local: LocalCommand) -> None:
-    failed = local.run("up", "--nodes", "1", "--set", "LOG_LEVEL=LOUD")
+    failed = local.run("up", "--nodes", "1", "--set", "STATE_DIR=/proc/nowhere")
     assert failed.returncode == 1
     assert "n1 ended before it was ready" in failed.stderr
     assert str(local.state_folder / "logs" / "n1.log") in failed.stderr
-    assert "LOG_LEVEL" in failed.stderr
+    assert "STATE_DIR: /proc/nowhere cannot be written" in failed.stderr
     assert not _answers(f"{local.base}.250", 15432)
     assert not _answers(f"{local.base}.250", 14000)
 
