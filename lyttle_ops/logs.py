@@ -5,6 +5,7 @@ A record's time is UTC. Nothing that is a secret is ever passed to a logger.
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 
@@ -16,6 +17,11 @@ _COLOURS = {
     "CRITICAL": "\033[1;31m",
 }
 _RESET = "\033[0m"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 class JSONFormatter(logging.Formatter):
@@ -47,7 +53,9 @@ class TextFormatter(logging.Formatter):
         if self._colour:
             level = f"{_COLOURS.get(record.levelname, '')}{level}{_RESET}"
         time = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
-        line = f"{time} {level} {getattr(record, 'source', self._process):<5} {record.getMessage()}"
+        # A message may hold what a client or a CA wrote: no line of its own making, no command to the terminal.
+        message = _CONTROL.sub(_escape, record.getMessage())
+        line = f"{time} {level} {getattr(record, 'source', self._process):<5} {message}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

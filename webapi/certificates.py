@@ -44,7 +44,7 @@ class OrderBody(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: int
-    state: Literal["intent", "created", "ready", "processing", "issued", "failed"]
+    state: Literal["intent", "created", "ready", "processing", "issued", "failed", "abandoned"]
     directory_url: str
     node_name: str = Field(description="who works or worked on it")
     serial: str | None

@@ -5,6 +5,8 @@ instance and no other.
 """
 
 import os
+import socket
+import struct
 from typing import Any
 
 from gunicorn.glogging import Logger
@@ -35,12 +37,19 @@ threads = 8
 graceful_timeout = 20  # seconds for requests in flight after SIGTERM
 timeout = 60  # seconds without a sign of life from the worker
 keepalive = 5  # seconds
+READ_TIMEOUT = 5  # seconds of silence within a request
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - the worker's sign of life must not wait on a disk
 control_socket_disable = True  # its default path is one per user, and several nodes may share a machine
 loglevel = _settings.log_level.lower()
 logger_class = RootLogger
 accesslog = None  # the application logs what changes something
 proc_name = "lyttle-api"
+
+
+def when_ready(server: Any) -> None:
+    """Accepted sockets inherit it (socket(7)): a request that stops half-way must not keep its thread for ever."""
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", READ_TIMEOUT, 0))
 
 
 def worker_exit(_server: Any, worker: Any) -> None:

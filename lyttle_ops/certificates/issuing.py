@@ -44,15 +44,20 @@ class Issuing:
         self._words = ", ".join(domains)
 
     def run(self) -> None:
-        """Resume the open order, or place one; an order the CA has lost is replaced by a new one at once.
+        """Resume the open order, or place one. An order of earlier that the CA has lost is replaced at once; one just
+        placed is not, or a CA that answers 404 to all look-ups would be asked for orders without end.
 
         Raises CAError (recording it is the caller's), Stopping, OrderTaken, LockLost, DatabaseError.
         """
-        self.order = self._resume() or self._begin()
+        resumed = self._resume()
+        placed = resumed is not None and resumed.order_url is not None
+        self.order = resumed or self._begin()
         try:
             try:
                 self._carry_out()
             except OrderGone as exc:
+                if not placed:
+                    raise
                 self._start_anew(exc)
                 self._carry_out()
         except OrderGone as exc:

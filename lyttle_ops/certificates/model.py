@@ -40,7 +40,8 @@ class OrderState(StrEnum):
     READY = "ready"  # all domains are proven
     PROCESSING = "processing"  # finalize may or may not have been sent
     ISSUED = "issued"
-    FAILED = "failed"
+    FAILED = "failed"  # the CA said no
+    ABANDONED = "abandoned"  # it cannot be resumed: the CA lost it, or another CA or master key is used now
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ class Ledger:
 
     def abandon(self, order: Order, reason: str) -> None:
         """Close an order that cannot be resumed, without counting a failure. Raises OrderTaken."""
-        self._one(queries.fail_order, {**self._me, "id": order.id, "state": order.state.value, "error": reason})
+        values = {**self._me, "id": order.id, "state": order.state.value, "error": reason}
+        self._one(queries.fail_order, {**values, "end": OrderState.ABANDONED.value})
 
     def served_chain(self, certificate_id: int, directory_url: str) -> str | None:
         """The PEM chain a new order would be the renewal of, when this CA issued it."""
@@ -97,6 +98,7 @@ class Ledger:
         with self._database.transaction() as connection:
             if isinstance(error, CARefused):
                 values = {**self._me, "id": order.id, "state": order.state.value, "error": str(error)}
+                values["end"] = OrderState.FAILED.value
                 if connection.execute(queries.fail_order, values).fetchone() is None:
                     raise OrderTaken
             counted = connection.execute(queries.failures, {"id": order.certificate_id}).fetchone()

@@ -63,7 +63,7 @@ RETURNING c.order_id IS NOT NULL AND c.renewal_requested_at IS NULL AS recent, c
 -- The order of a certificate that is neither issued nor failed; there is at most one (unique index).
 SELECT id, certificate_id, state, directory_url, order_url, node_name, instance_id, key_id, private_key, csr_pem
 FROM certificate_orders
-WHERE certificate_id = %(certificate_id)s AND state NOT IN ('issued', 'failed')
+WHERE certificate_id = %(certificate_id)s AND state NOT IN ('issued', 'failed', 'abandoned')
 
 -- name: begin_order
 -- Intent: key and CSR are stored before the CA hears of the order.
@@ -106,9 +106,9 @@ WHERE c.id = issued.certificate_id
 RETURNING c.revision
 
 -- name: fail_order
--- The end of an order that will not give a certificate.
+-- The end of an order that will not give a certificate: failed or abandoned.
 UPDATE certificate_orders
-SET state = 'failed', error = %(error)s, updated_at = now()
+SET state = %(end)s, error = %(error)s, updated_at = now()
 WHERE id = %(id)s AND state = %(state)s AND instance_id = %(instance_id)s
 RETURNING id
 
@@ -197,7 +197,7 @@ SELECT c.id, c.domains, c.renew_at, c.renewal_requested_at, c.attempts, c.last_e
 FROM certificates c
 LEFT JOIN certificate_orders o ON o.id = c.order_id
 LEFT JOIN proxies p ON p.ssl AND p.enabled AND p.domains = c.domains
-LEFT JOIN certificate_orders open ON open.certificate_id = c.id AND open.state NOT IN ('issued', 'failed')
+LEFT JOIN certificate_orders open ON open.certificate_id = c.id AND open.state NOT IN ('issued', 'failed', 'abandoned')
 WHERE %(id)s::bigint IS NULL OR c.id = %(id)s
 ORDER BY c.domains
 
@@ -215,7 +215,7 @@ LIMIT 20
 DELETE FROM certificates c
 WHERE NOT EXISTS (SELECT FROM proxies p WHERE p.ssl AND p.domains = c.domains)
   AND NOT EXISTS (SELECT FROM certificate_orders o WHERE o.certificate_id = c.id
-                  AND o.state NOT IN ('issued', 'failed') AND o.updated_at > now() - interval '1 day')
+                  AND o.state NOT IN ('issued', 'failed', 'abandoned') AND o.updated_at > now() - interval '1 day')
   AND CASE WHEN c.order_id IS NULL
            THEN greatest(c.created_at, c.last_error_at, c.next_try_at) < now() - interval '30 days'
            ELSE (SELECT o.not_after FROM certificate_orders o WHERE o.id = c.order_id) < now() - interval '7 days' END
@@ -227,8 +227,8 @@ DELETE FROM certificate_orders o
 USING certificates c
 WHERE c.id = o.certificate_id AND o.updated_at < now() - interval '30 days'
   AND (o.state = 'issued' AND c.order_id <> o.id
-       OR o.state = 'failed' AND (SELECT count(*) FROM certificate_orders n
-                                  WHERE n.certificate_id = o.certificate_id AND n.state = 'failed' AND n.id > o.id) >= 12)
+       OR o.state IN ('failed', 'abandoned') AND (SELECT count(*) FROM certificate_orders n
+                                  WHERE n.certificate_id = o.certificate_id AND n.state IN ('failed', 'abandoned') AND n.id > o.id) >= 12)
 
 -- name: account
 -- The cluster's account at a CA.

@@ -226,9 +226,10 @@ class Leadership:
             self._interrupt.set()
 
     def release_leader_lock(self) -> None:
-        """End this node's term cleanly if it leads; the standby takes over within milliseconds."""
-        self._resigning.set()
-        self._interrupt.set()
+        """End this node's term cleanly; the standby takes over within milliseconds. Nothing when it does not lead."""
+        if self._state is State.LEADER:
+            self._resigning.set()
+            self._interrupt.set()
 
     # -- the thread ------------------------------------------------------------------------------------
 
@@ -243,6 +244,9 @@ class Leadership:
             self._interrupt.clear()  # meant for what this node was, not for what it becomes
             try:
                 self.acquire_leader_lock()
+            except StatementFailed as exc:
+                log.error("Leadership: PostgreSQL refuses: %s", exc)
+                self._try_again()
             except DatabaseError as exc:
                 log.debug("Leadership: %s", exc)
                 self._try_again()
@@ -304,6 +308,7 @@ class Leadership:
         return not self._stopping.is_set() and self._eligible()
 
     def _lead(self, session: Session, standby_key: int) -> None:
+        self._resigning.clear()  # asked of an earlier term, or of none
         started = self._clock.monotonic()
         row = session.query(_PROMOTE, self._instance_id, self._node_name, timeout=ANSWER_TIMEOUT)[0]
         self._term = int(row[0] or 0)

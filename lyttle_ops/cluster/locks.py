@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from lyttle_ops.cluster.session import Session, SessionLost, lock_key
+from lyttle_ops.cluster.session import Session, SessionLost, StatementFailed, lock_key
 from lyttle_ops.db import Database
 from lyttle_ops.errors import LyttleOpsError
 
@@ -185,9 +185,9 @@ class Locks:
             self._last_use = time.monotonic()
             try:
                 released = self._ask(lock._session, "SELECT pg_advisory_unlock($1)", lock.name)
-            except SessionLost:
+            except (SessionLost, StatementFailed):
                 released = False
-                self._drop_session()
+                self._drop_session()  # with the session PostgreSQL frees what it holds
             if not released:
                 _lost.labels(_kind(lock.name)).inc()
                 log.warning("Lock %s was lost before it was released", lock.name)
@@ -248,5 +248,5 @@ class Locks:
                     continue
                 try:
                     self._session.query("SELECT 1", timeout=ANSWER_TIMEOUT)
-                except SessionLost:
+                except (SessionLost, StatementFailed):
                     self._drop_session()

@@ -41,6 +41,7 @@ class NodeNameTaken(LyttleOpsError):
 class Heartbeat:
     """What PostgreSQL answers a heartbeat with."""
 
+    registered: bool  # the row was not there: the first heartbeat, or one after it was deleted
     revision: int  # cluster_state.revision: behind it means something is to be fetched
     certificates_due: bool  # some certificate may be worked on now
     has_leader: bool
@@ -86,7 +87,8 @@ class Member:
         _heartbeats.inc()
         _nodes.labels("active").set(row["active"])
         _nodes.labels("gone").set(row["nodes"] - row["active"])
-        return Heartbeat(row["revision"], row["certificates_due"], row["has_leader"], row["has_standby"])
+        fields = ("registered", "revision", "certificates_due", "has_leader", "has_standby")
+        return Heartbeat(*(row[field] for field in fields))
 
     def bury(self, dead: list[UUID]) -> None:
         """Record that these instances of this node died."""

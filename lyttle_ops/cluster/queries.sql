@@ -14,14 +14,16 @@ WITH node AS (
     INSERT INTO instances (id, node_name, hostname, version, metadata)
     SELECT %(instance_id)s, name, %(hostname)s, %(version)s, %(metadata)s FROM node
     ON CONFLICT (id) DO UPDATE SET last_heartbeat_at = now(), metadata = excluded.metadata, left_at = NULL
-    RETURNING id
+    RETURNING id, xmax = 0 AS inserted
 )
 SELECT
+    bool_or(instance.inserted) AS registered,
     (SELECT revision FROM cluster_state) AS revision,
     EXISTS (
         SELECT FROM certificates c
-        WHERE next_try_at <= now()
-           OR (next_try_at IS NULL AND (order_id IS NULL OR renew_at <= now() OR renewal_requested_at IS NOT NULL))
+        WHERE (next_try_at IS NULL OR next_try_at <= now())
+          AND (order_id IS NULL OR renew_at <= now() OR renewal_requested_at IS NOT NULL)
+          AND EXISTS (SELECT FROM proxies p WHERE p.enabled AND p.ssl AND p.domains = c.domains)
     ) AS certificates_due,
     (SELECT count(DISTINCT node_name) FROM instances WHERE left_at IS NULL AND last_heartbeat_at > now() - interval '2 minutes')
         AS active,

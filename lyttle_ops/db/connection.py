@@ -97,7 +97,9 @@ class Database:
         password = parameters.get("password")
         self._secrets = (str(password),) if password else ()
         self._parameters: dict[str, Any] = {**_NETWORK, **parameters, "application_name": name}
-        self._parameters.setdefault("options", _SERVER)
+        # After the user's own, so that the time-outs that others rely on cannot be lost.
+        self._own_options = str(parameters.get("options") or "")
+        self._parameters["options"] = f"{self._own_options} {_SERVER}".strip()
         self._pool: psycopg_pool.ConnectionPool[_Bounded] | None = None
         if size:
             self._pool = psycopg_pool.ConnectionPool(
@@ -107,6 +109,8 @@ class Database:
                 max_size=size,
                 timeout=CONNECT_TIMEOUT,
                 max_idle=120,
+                # Give up and start anew: its growing pauses would keep a node away long after PostgreSQL is back.
+                reconnect_timeout=2.0,
                 check=_check,
                 open=True,
                 name=name,
@@ -132,13 +136,19 @@ class Database:
         with self.connection() as connection, connection.transaction():
             yield connection
 
-    def connect(self, name: str | None = None, **parameters: Any) -> Connection:
-        """A dedicated connection that the caller closes; for locks, LISTEN and migrations."""
+    def connect(self, name: str | None = None, bounded: bool = True, **parameters: Any) -> Connection:
+        """A dedicated connection that the caller closes; for locks, LISTEN and migrations.
+
+        `bounded`: a statement that is not answered in time fails; a migration may take longer.
+        """
         merged = {**self._parameters, **parameters}
+        if "options" in parameters:
+            merged["options"] = f"{self._own_options} {parameters['options']}".strip()
         if name:
             merged["application_name"] = name
+        kind: type[Connection] = _Bounded if bounded else psycopg.Connection
         with translated(self._secrets):
-            return psycopg.Connection[DictRow].connect(**merged, autocommit=True, row_factory=dict_row)
+            return kind.connect(**merged, autocommit=True, row_factory=dict_row)
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -40,7 +40,7 @@ def migrate(database: Database) -> bool:
     once. Raises DatabaseBusy when another migration or a table lock lasts too long, and DatabaseError with
     PostgreSQL's message when a migration fails; each migration is one transaction, so nothing is half done.
     """
-    with database.translated(), database.connect(options="-c timezone=UTC") as connection:
+    with database.translated(), database.connect(bounded=False, options="-c timezone=UTC") as connection:
         # No statement time-out here: a migration may take its time, only its lock waits may not.
         if _is_current(connection):
             return False
@@ -99,9 +99,9 @@ def _upgrade(connection: Connection) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    dedicated = psycopg.connect(  # SQLAlchemy manages its connection's state itself
-        connection.info.dsn, password=connection.info.password, options=f"-c lock_timeout={DDL_LOCK_TIMEOUT}"
-    )
+    options = f"{connection.info.options} -c lock_timeout={DDL_LOCK_TIMEOUT}"
+    # One of its own: SQLAlchemy manages its connection's state itself.
+    dedicated = psycopg.connect(connection.info.dsn, password=connection.info.password, options=options)
     engine = create_engine("postgresql+psycopg://", creator=lambda: dedicated, poolclass=pool.StaticPool)
     try:
         with engine.connect() as alchemy:

@@ -7,7 +7,8 @@ from pathlib import Path
 Attempt = Callable[[Collection[int]], str | None]
 """Tests a release of these sites: None when NGINX accepts it, else its own words."""
 
-_FILE = re.compile(r" in /\S.*?/sites/(\d+)\.conf:\d+")
+# At the end: before it NGINX may quote what a user wrote, which may look the same.
+_FILE = re.compile(r".* in /\S*/releases/\S*/sites/(\d+)\.conf:\d+$", re.DOTALL)
 _CERTIFICATE = re.compile(r"/certs/([A-Za-z0-9._-]+)\.(?:pem|key)\"")
 
 
@@ -17,7 +18,7 @@ def named_sites(message: str, certificates: Mapping[int, Collection[str]]) -> di
     `certificates` holds the certificate names of each site that was tested.
     """
     for part in message.split("; "):
-        number = _FILE.search(part)
+        number = _FILE.fullmatch(part)
         if number and int(number[1]) in certificates:
             return {int(number[1]): part}
     name = _CERTIFICATE.search(message)

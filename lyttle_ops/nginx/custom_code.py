@@ -229,7 +229,7 @@ def _check_values(directive: Directive) -> None:
 def parse_pass(directive: Directive) -> tuple[Literal["http", "https"], str, int, str | None]:
     """Scheme, host (IPv6 without brackets), port and path (None: none given) of a proxy_pass. CustomCodeError."""
     found = _URL.fullmatch(directive.arguments[0]) if len(directive.arguments) == 1 else None
-    if found is None or found["host"] == "unix" or not 0 < int(found["port"] or 80) < 65536:
+    if found is None or (found["host"] or "").lower() == "unix" or not 0 < int(found["port"] or 80) < 65536:
         raise CustomCodeError(
             f"line {directive.line}: proxy_pass takes a URL without variables, no UNIX socket; "
             "accepted: http://name:8080 or https://name/path/",

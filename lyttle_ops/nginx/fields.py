@@ -39,7 +39,7 @@ def host(target: Target) -> Text:
         if "%" in target.host:
             raise UnsafeValue(f"{target.host!r}: an address with a zone cannot be a target")
         return literal(f"[{address}]" if address.version == 6 else str(address))
-    if len(target.host) > 253 or not _NAME.fullmatch(target.host):
+    if target.host.lower() == "unix" or len(target.host) > 253 or not _NAME.fullmatch(target.host):
         raise UnsafeValue(f"{target.host!r} is not a host name")
     return literal(target.host)
 

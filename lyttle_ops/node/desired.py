@@ -7,6 +7,7 @@ start with PostgreSQL away and serve what it served last.
 import base64
 import json
 import os
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -35,8 +36,17 @@ class Desired:
     proxies: Sequence[Proxy]
     certificates: Sequence[Usable] = field(repr=False)
 
-    def sites(self) -> list[Site]:
-        return [to_site(proxy, self._tls(proxy)) for proxy in self.proxies if proxy.enabled]
+    def sites(self) -> tuple[list[Site], dict[int, str]]:
+        """What NGINX is to serve, and why an entry cannot even be rendered (an import or another version wrote it)."""
+        sites: list[Site] = []
+        unusable: dict[int, str] = {}
+        for proxy in self.proxies:
+            if proxy.enabled:
+                try:
+                    sites.append(to_site(proxy, self._tls(proxy)))
+                except (ValueError, LyttleOpsError) as exc:
+                    unusable[proxy.id] = str(exc)
+        return sites, unusable
 
     def files(self) -> dict[str, CertificateFiles]:
         """The certificates that sites use, by name."""
@@ -93,7 +103,8 @@ class SnapshotFile:
             "proxies": [asdict(proxy) for proxy in desired.proxies],
             "certificates": [self._pack(certificate) for certificate in desired.certificates],
         }
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        # Not by pid: two containers of one node share this folder, and may share the number.
+        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(content, file, default=str)

@@ -35,7 +35,7 @@ from lyttle_ops.cluster.events import STATE_CHANNEL, Events
 from lyttle_ops.cluster.leadership import Leadership, NotLeader
 from lyttle_ops.cluster.locks import Locks
 from lyttle_ops.cluster.members import Member, NodeNameTaken
-from lyttle_ops.db import Database, DatabaseError, DatabaseUnavailable, load_queries
+from lyttle_ops.db import Database, DatabaseError, DatabaseMisconfigured, load_queries
 from lyttle_ops.db.migrate import migrate
 from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.nginx.process import Process, read_log_line
@@ -55,6 +55,7 @@ queries = load_queries("lyttle_ops.node")
 PROBE_INTERVAL = 2.0  # seconds between looks at NGINX and the API
 GRACE = 25.0  # seconds in-flight requests get at SIGTERM; stop_grace_period is longer
 DATABASE_PATIENCE = 120.0  # seconds a node with nothing to serve waits for PostgreSQL
+DATABASE_SILENCE = 45.0  # seconds without an accepted heartbeat that count as PostgreSQL being away
 RENEWAL_CHECK_HOURS = 12
 PRUNE_HOURS = 1
 _DATABASE_PAUSES = (0.5, 1.0, 2.0, 5.0)
@@ -121,13 +122,15 @@ class Node:
         self._database_error: str | None = "not asked yet"
         self._database_ok_at: float | None = None
         self._exit_code = 0
+        self._signalled = False
+        self._misconfigured = False
 
     # -- life ------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT (0), or until it is certain that it cannot (1)."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop())
+            signal.signal(number, self._note_signal)
         for warning in self._warned:
             log.warning("%s", warning)
         log.info("Node %s, instance %s, version %s", self._settings.node_name, self._instance_id, __version__)
@@ -151,8 +154,14 @@ class Node:
             self._check_children()
             self._wake.wait(0.2)
             self._wake.clear()
+            if self._signalled:
+                self._stop()
         self._shut_down()
         return self._exit_code
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        # A flag and nothing more: an Event set here could wait for the very lock that this thread holds.
+        self._signalled = True
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -183,22 +192,26 @@ class Node:
         while not self._stopping.is_set():
             try:
                 self._prepare_database()
+                # It applies and makes NGINX start; the sync thread proves it then.
+                self._sync.run_once()
                 break
-            except DatabaseUnavailable as exc:
+            except DatabaseError as exc:
+                self._misconfigured = isinstance(exc, DatabaseMisconfigured)
                 self._database_error = str(exc)
-                log.warning("PostgreSQL at %s is away: %s", self._database.address, exc)
+                log.warning("PostgreSQL at %s cannot be used: %s", self._database.address, exc)
                 served = served or self._serve_snapshot()
+                if not served and self._misconfigured:
+                    raise
                 if not served and self._clock.monotonic() > deadline:
                     raise Fatal(
-                        f"PostgreSQL was away for {DATABASE_PATIENCE:.0f} s and there is nothing to serve: {exc}"
+                        f"PostgreSQL could not be used for {DATABASE_PATIENCE:.0f} s, there is nothing to serve: {exc}"
                     ) from exc
             pause = _DATABASE_PAUSES[min(tries, len(_DATABASE_PAUSES) - 1)]
             tries += 1
             self._stopping.wait(pause)
         if self._stopping.is_set():
             return
-        # The first run applies and makes NGINX start; the sync thread proves it then.
-        self._sync.run_once()
+        self._misconfigured = False
         self._sync.start()
         self._scheduler.add_job(self._heartbeat, "interval", seconds=members.HEARTBEAT_INTERVAL, id="heartbeat")
         self._scheduler.start()
@@ -349,6 +362,8 @@ class Node:
             self._database_error = str(exc)
             return
         self._database_is_fine()
+        if answer.registered:
+            self._sync.report_again()
         if answer.revision != self._sync.revision:
             self._sync.request()
         if answer.certificates_due:
@@ -406,9 +421,20 @@ class Node:
             try:
                 self._look()
                 self._write_status()
+                self._mend_schedule()
             except Exception:
                 log.exception("Status could not be written")
             self._stopping.wait(PROBE_INTERVAL if self._state != "starting" else 0.1)
+
+    def _mend_schedule(self) -> None:
+        """APScheduler goes by the wall clock: when that was set back, the next heartbeat lies far away."""
+        job = self._scheduler.get_job("heartbeat") if self._scheduler.running else None
+        if job is not None and job.next_run_time is not None:
+            wait = (job.next_run_time - self._clock.now()).total_seconds()
+            if wait > members.HEARTBEAT_INTERVAL + PROBE_INTERVAL:
+                log.warning("The clock was set back by %.0f s; jobs are scheduled anew", wait)
+                for each in self._scheduler.get_jobs():
+                    each.modify(next_run_time=self._clock.now())
 
     def _look(self) -> None:
         self._checks = {
@@ -425,7 +451,8 @@ class Node:
             else:
                 log.warning("This node cannot serve: %s", self._checks["nginx"]["message"])
             self._leadership.reconsider()
-        if self._state == "starting" and serving and self._checks["api"]["ok"]:
+        # Not with a wrong DATABASE_URL, though it serves what it served last: Swarm shall roll that back.
+        if self._state == "starting" and serving and self._checks["api"]["ok"] and not self._misconfigured:
             self._state = "ready"
             self._guard.was_ready()
             log.info("Ready: NGINX serves release %s", self._sync.release)
@@ -451,9 +478,14 @@ class Node:
         return _good(f"release {live}")
 
     def _check_database(self) -> dict[str, Any]:
-        if self._events.connected and self._database_error is None:
-            return _good("PostgreSQL answers")
-        return _bad(self._database_error or "the session that listens for events is lost")
+        if self._database_error is not None:
+            return _bad(self._database_error)
+        silence = self._clock.now().timestamp() - (self._database_ok_at or 0)
+        if silence > DATABASE_SILENCE:
+            return _bad(f"PostgreSQL has not answered for {silence:.0f} s")
+        if not self._events.connected:
+            return _bad("the session that listens for events is lost")
+        return _good("PostgreSQL answers")
 
     def _check_api(self) -> dict[str, Any]:
         connection = _UnixConnection(self._folder / "api.sock")
@@ -503,8 +535,10 @@ class Node:
     def _take_folder(self) -> None:
         """Make this instance's run folder, and clear away what dead instances on this machine left."""
         self._folder.mkdir(mode=0o750)
-        self._folder_lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Locked before it has its name: nobody can see it unlocked and take this instance for dead.
+        self._folder_lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._folder_lock, fcntl.LOCK_EX)
+        (self._folder / ".lock").rename(self._folder / "lock")
         for other in self._settings.run_dir.iterdir():
             if other != self._folder and other.is_dir() and _is_dead(other):
                 log.info("Clearing away the instance %s, which died", other.name)

@@ -42,8 +42,11 @@ class RestartGuard:
         """Count the runs that died, and mark this one as running."""
         self._folder.mkdir(parents=True, exist_ok=True)
         now = self._clock.now()
-        exits = [(at, reached) for at, reached in self._read() if now - at < WINDOW]
+        # What lies in the future was written before the clock was set back.
+        exits = [(at, reached) for at, reached in self._read() if timedelta() <= now - at < WINDOW]
         for path in sorted(self._folder.iterdir()):
+            if not _is_run(path):
+                continue
             reached = _read_if_dead(path)
             if reached is not None:
                 exits.append((now, reached or _STARTED))
@@ -52,8 +55,11 @@ class RestartGuard:
         self.count = len(exits)
         self.once_ready = any(reached == _READY for _, reached in exits)
         self._write(exits)
-        self._lock_fd = os.open(self._mine, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Locked before it has its name: nobody can see it unlocked and take this run for dead.
+        beside = self._mine.with_suffix(".new")
+        self._lock_fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        beside.rename(self._mine)
 
     def was_ready(self) -> None:
         """Remember that this run served."""
@@ -79,6 +85,15 @@ class RestartGuard:
         temporary = self._count_file.with_suffix(".new")
         temporary.write_text("\n".join(lines) + "\n")
         temporary.replace(self._count_file)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a file is a run's; a shared file system leaves files of its own (.nfs…)."""
+    try:
+        UUID(path.name)
+    except ValueError:
+        return False
+    return path.is_file()
 
 
 def reset(state_dir: Path) -> None:

@@ -75,20 +75,28 @@ class Sync:
     def request(self) -> None:
         self._requested.set()
 
+    def report_again(self) -> None:
+        """PostgreSQL does not know this instance any more (pruned, or restored from a back-up): tell it all anew."""
+        self._last_report = None
+        self._reported.clear()
+        self._requested.set()
+
     def apply(self, desired: Desired) -> None:
         """Serve `desired`. Raises ReleaseFailed when not even the rest of it can be served."""
         with self._running:
-            applied = self._nginx.apply(desired.sites(), desired.files(), desired.thumbprint)
-            for site, message in applied.quarantined.items():
+            sites, unusable = desired.sites()
+            applied = self._nginx.apply(sites, desired.files(), desired.thumbprint)
+            quarantined = {**applied.quarantined, **unusable}
+            for site, message in quarantined.items():
                 if self.quarantined.get(site) != message:
                     log.warning("Proxy %d is quarantined, all others are served: %s", site, message)
-            for site in self.quarantined.keys() - applied.quarantined.keys():
+            for site in self.quarantined.keys() - quarantined.keys():
                 log.info("Proxy %d is not quarantined any more", site)
-            self.release, self.quarantined = applied.release, dict(applied.quarantined)
+            self.release, self.quarantined = applied.release, quarantined
             self.revision = desired.revision
             self.error = None
             _revision.set(desired.revision)
-            _quarantined.set(len(applied.quarantined))
+            _quarantined.set(len(quarantined))
             _not_after.clear()
             for certificate in desired.certificates:
                 _not_after.labels(";".join(certificate.domains)).set(certificate.not_after.timestamp())

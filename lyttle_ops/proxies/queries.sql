@@ -12,7 +12,7 @@ SELECT counted.total, page.*, certificate.id AS certificate_id, certificate.atte
        coalesce(served.not_after <= now(), false) AS certificate_expired,
        coalesce(certificate.next_try_at > now(), false) AS certificate_waits,
        EXISTS (SELECT FROM certificate_orders o WHERE o.certificate_id = certificate.id
-               AND o.state NOT IN ('issued', 'failed')) AS certificate_ordered
+               AND o.state NOT IN ('issued', 'failed', 'abandoned')) AS certificate_ordered
 FROM (SELECT count(*) AS total FROM matching) counted
 LEFT JOIN page ON true
 LEFT JOIN certificates certificate ON certificate.domains = page.domains
@@ -26,7 +26,7 @@ SELECT 1::bigint AS total, page.*, certificate.id AS certificate_id, certificate
        coalesce(served.not_after <= now(), false) AS certificate_expired,
        coalesce(certificate.next_try_at > now(), false) AS certificate_waits,
        EXISTS (SELECT FROM certificate_orders o WHERE o.certificate_id = certificate.id
-               AND o.state NOT IN ('issued', 'failed')) AS certificate_ordered
+               AND o.state NOT IN ('issued', 'failed', 'abandoned')) AS certificate_ordered
 FROM proxies page
 LEFT JOIN certificates certificate ON certificate.domains = page.domains
 LEFT JOIN certificate_orders served ON served.id = certificate.order_id

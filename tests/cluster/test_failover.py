@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 
@@ -77,36 +76,6 @@ def test_a_frozen_leader_is_replaced_within_seven_seconds_and_writes_nothing_whe
     until(lambda: not cluster.status_of(leader)["leader"], timeout=5)
     assert term(cluster) == (before + 1, standby)
     until(lambda: cluster.call("GET", "/health/ready", node=leader).status_code == 200, timeout=20)
-
-
-def test_two_nodes_never_lead_at_once_while_sessions_are_ended_again_and_again(cluster: Cluster) -> None:
-    seen_two = threading.Event()
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            leading = [name for name in cluster.nodes if cluster.status_of(name)["leader"]]
-            terms = {name: cluster.status_of(name)["term"] for name in leading}
-            # Status files are written one after the other: two that say yes must at least be of different times.
-            if len(leading) > 1 and len(set(terms.values())) < len(leading):
-                seen_two.set()
-            time.sleep(0.01)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        for _ in range(3):
-            before, _ = term(cluster)
-            cluster.rows(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'lyttle/%%/lead/%%'"
-                " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)"
-            )
-            until(lambda before=before: term(cluster)[0] > before, timeout=10)
-            cluster.wait_settled()
-    finally:
-        done.set()
-        watcher.join()
-    assert not seen_two.is_set()
 
 
 @pytest.mark.parametrize(

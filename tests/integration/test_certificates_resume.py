@@ -141,7 +141,7 @@ def test_an_order_the_ca_has_lost_is_closed_and_replaced_at_once(lab: Lab, make:
     _end_back_off(node)
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
     lost, issued = _orders(node)
-    assert (lost["state"], issued["state"]) == ("failed", "issued")
+    assert (lost["state"], issued["state"]) == ("abandoned", "issued")
     assert "does not know the order any more" in lost["error"]
 
 
@@ -155,7 +155,7 @@ def test_an_order_that_expired_is_closed_and_replaced_at_once(lab: Lab, make: No
     _end_back_off(node)
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
     assert [(order["state"], order["error"]) for order in _orders(node)] == [
-        ("failed", "the order or a part of it expired at 2020-01-01 00:00 UTC"),
+        ("abandoned", "the order or a part of it expired at 2020-01-01 00:00 UTC"),
         ("issued", None),
     ]
 
@@ -168,7 +168,7 @@ def test_an_order_at_another_ca_is_closed_and_made_anew_at_the_configured_one(la
     new = make("new", settings=lab.direct)
     assert new.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
     closed, issued = _orders(new)
-    assert (closed["state"], closed["directory_url"]) == ("failed", lab.settings.acme_directory_url)
+    assert (closed["state"], closed["directory_url"]) == ("abandoned", lab.settings.acme_directory_url)
     assert (issued["state"], issued["directory_url"]) == ("issued", lab.direct.acme_directory_url)
 
 
@@ -183,7 +183,7 @@ def test_an_order_whose_key_is_lost_is_closed_instead_of_finished(lab: Lab, make
     assert node.certificates.ensure_certificate([DOMAIN]) is Outcome.ISSUED
     closed, issued = _orders(node)
     assert "private key cannot be used" in closed["error"]
-    assert (closed["state"], issued["state"]) == ("failed", "issued")
+    assert (closed["state"], issued["state"]) == ("abandoned", "issued")
 
 
 def test_a_step_of_somebody_elses_order_changes_nothing(lab: Lab, make: NodeMaker) -> None:

@@ -1,7 +1,9 @@
 """Leadership against a real PostgreSQL: one leader, takeover, fencing, clean and unclean ends."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,7 +12,7 @@ from lyttle_ops.clock import SystemClock
 from lyttle_ops.cluster.events import Events
 from lyttle_ops.cluster.leadership import CHANNEL, Leadership, NotLeader, State
 from lyttle_ops.cluster.members import Member, NodeNameTaken, cluster_leader, cluster_stats, list_nodes
-from lyttle_ops.db import Database
+from lyttle_ops.db import Database, DatabaseError
 from tests.support.wait import until
 
 
@@ -206,9 +208,55 @@ def test_release_leader_lock_hands_over_to_the_standby(node: Callable[[str], Nod
     until(first.leadership.is_leader)
     second = node("b").start()
     until(lambda: second.leadership.state is State.STANDBY)
+    second.leadership.release_leader_lock()  # of a term it does not have: nothing, now or later
     first.leadership.release_leader_lock()
     until(second.leadership.is_leader, timeout=2)
     until(lambda: second.terms == [2])
+    until(lambda: first.leadership.state is State.STANDBY)
+    assert second.leadership.is_leader()
+
+
+def test_no_two_nodes_act_at_once_while_sessions_are_ended_again_and_again(
+    node: Callable[[str], Node], database: Database
+) -> None:
+    """Where PostgreSQL can fence, an old term's write is refused; where it cannot, `settled` keeps the two apart."""
+    with database.connection() as connection:
+        connection.execute("CREATE TABLE acts (id bigserial, term bigint)")
+    nodes = [node("a").start(), node("b").start()]
+    until(lambda: {n.leadership.state for n in nodes} == {State.LEADER, State.STANDBY})
+    both: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if all(n.leadership.settled for n in nodes):
+                both.append(time.monotonic())
+
+    def act(leadership: Leadership) -> None:
+        while not done.wait(0.001):
+            with suppress(NotLeader, DatabaseError), leadership.transaction() as connection:
+                connection.execute("INSERT INTO acts (term) VALUES (%s)", (leadership.term or -1,))
+
+    threads = [threading.Thread(target=watch)]
+    threads += [threading.Thread(target=act, args=(n.leadership,)) for n in nodes]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(4):
+            before = term_in(database)
+            leader = next(n for n in nodes if n.leadership.is_leader())
+            end_leader_session(database, leader.name)
+            until(lambda before=before: term_in(database) > before, timeout=15)
+            until(lambda: {n.leadership.state for n in nodes} == {State.LEADER, State.STANDBY}, timeout=15)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert both == []
+    with database.connection() as connection:
+        terms = [row["term"] for row in connection.execute("SELECT term FROM acts WHERE term > 0 ORDER BY id")]
+    assert terms == sorted(terms)
+    assert len(set(terms)) > 2
 
 
 def test_the_same_name_from_another_machine_is_refused_and_the_first_not_disturbed(

@@ -55,13 +55,13 @@ def desired(proxies: list[Proxy], certificates: list[Usable]) -> Desired:
 
 def test_the_certificate_for_exactly_these_domains_wins_over_a_longer_lived_one() -> None:
     exact, wider = certificate(1, "a.test", days=1), certificate(2, "a.test", "b.test", days=90)
-    (site,) = desired([proxy(1, "a.test")], [wider, exact]).sites()
+    ((site,), _) = desired([proxy(1, "a.test")], [wider, exact]).sites()
     assert site.tls == {"a.test": "1-10"}
 
 
 def test_domains_without_a_certificate_of_their_own_keep_one_that_covers_them() -> None:
     state = desired([proxy(1, "a.test", "b.test")], [certificate(1, "a.test")])
-    (site,) = state.sites()
+    ((site,), _) = state.sites()
     assert site.tls == {"a.test": "1-10"}  # b.test is served over HTTP until its certificate is there
     assert set(state.files()) == {"1-10"}
 
@@ -69,7 +69,7 @@ def test_domains_without_a_certificate_of_their_own_keep_one_that_covers_them() 
 def test_entries_without_ssl_or_disabled_use_no_certificate() -> None:
     off = [proxy(1, "a.test", ssl=False), proxy(2, "b.test", enabled=False)]
     state = desired(off, [certificate(1, "a.test"), certificate(2, "b.test")])
-    assert [site.tls for site in state.sites()] == [{}]
+    assert [site.tls for site in state.sites()[0]] == [{}]
     assert state.files() == {}
 
 
@@ -78,6 +78,13 @@ def test_a_quarantined_entrys_certificate_is_not_looked_for_in_handshakes() -> N
     state = desired(both, [certificate(1, "a.test"), certificate(2, "b.test")])
     assert state.served_domains() == {"1-10": "a.test", "2-20": "b.test"}
     assert state.served_domains(quarantined={1}) == {"2-20": "b.test"}
+
+
+def test_an_entry_that_cannot_be_rendered_stops_no_other() -> None:
+    broken = replace(proxy(1, "a.test"), proxy_pass_host="http://back end:80")
+    sites, unusable = desired([broken, proxy(2, "b.test")], []).sites()
+    assert [site.id for site in sites] == [2]
+    assert set(unusable) == {1}
 
 
 def test_a_snapshot_comes_back_as_it_was_and_holds_no_key_in_clear(tmp_path: Path) -> None:

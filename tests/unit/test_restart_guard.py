@@ -82,6 +82,22 @@ def test_a_damaged_count_file_starts_anew(tmp_path: Path) -> None:
     assert begin(tmp_path, SteppingClock()).count == 0
 
 
+def test_what_a_shared_file_system_leaves_in_the_folder_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running/.nfs000123").touch()
+    (tmp_path / "running/folder").mkdir()
+    assert begin(tmp_path, SteppingClock()).count == 0
+
+
+def test_exits_dated_in_the_future_do_not_count(tmp_path: Path) -> None:
+    clock = SteppingClock()
+    for _ in range(MOST + 1):
+        die(begin(tmp_path, clock))
+    begin(tmp_path, clock).end()
+    clock.at -= timedelta(hours=1)  # the clock was set back
+    assert begin(tmp_path, clock).count == 0
+
+
 def test_a_person_resets_it(tmp_path: Path) -> None:
     clock = SteppingClock()
     for _ in range(MOST + 1):

@@ -110,7 +110,8 @@ CREATE TABLE certificates (
 CREATE TABLE certificate_orders (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     certificate_id bigint NOT NULL REFERENCES certificates (id) ON DELETE CASCADE,
-    state          text NOT NULL CHECK (state IN ('intent', 'created', 'ready', 'processing', 'issued', 'failed')),
+    state          text NOT NULL
+        CHECK (state IN ('intent', 'created', 'ready', 'processing', 'issued', 'failed', 'abandoned')),
     directory_url  text NOT NULL,
     order_url      text,
     node_name      text NOT NULL,              -- who works on it
@@ -128,7 +129,7 @@ CREATE TABLE certificate_orders (
 );
 -- Two open orders for one certificate cannot exist, whatever the locks do.
 CREATE UNIQUE INDEX certificate_orders_one_open ON certificate_orders (certificate_id)
-    WHERE state NOT IN ('issued', 'failed');
+    WHERE state NOT IN ('issued', 'failed', 'abandoned');
 CREATE INDEX ON certificate_orders (certificate_id);
 ALTER TABLE certificates ADD CONSTRAINT certificates_order_id_fkey
     FOREIGN KEY (order_id) REFERENCES certificate_orders (id);
