@@ -7,23 +7,14 @@ failure mode instead: NGINX keeps serving, health and log say why, and it waits 
 """
 
 import base64
-import fcntl
-import http.client
-import ipaddress
 import logging
 import os
-import shutil
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
-
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from lyttle_ops import __version__, accounts
 from lyttle_ops.certificates.encryption import Keyring
@@ -35,29 +26,27 @@ from lyttle_ops.cluster.events import STATE_CHANNEL, Events
 from lyttle_ops.cluster.leadership import Leadership, NotLeader
 from lyttle_ops.cluster.locks import Locks
 from lyttle_ops.cluster.members import Member, NodeNameTaken
-from lyttle_ops.db import Database, DatabaseError, DatabaseMisconfigured, load_queries
+from lyttle_ops.db import Database, DatabaseError, DatabaseMisconfigured
 from lyttle_ops.db.migrate import migrate
 from lyttle_ops.errors import LyttleOpsError
-from lyttle_ops.nginx.process import Process, read_log_line
+from lyttle_ops.nginx.process import read_log_line
 from lyttle_ops.nginx.releases import NGINX
-from lyttle_ops.node import preflight
+from lyttle_ops.node import checks, preflight
 from lyttle_ops.node.desired import SnapshotFile, SnapshotUnusable
+from lyttle_ops.node.folder import InstanceFolder
 from lyttle_ops.node.issuing import Issuing
 from lyttle_ops.node.restart import RestartGuard
+from lyttle_ops.node.schedule import Schedule
 from lyttle_ops.node.status import StatusFile
 from lyttle_ops.node.supervisor import Child, Supervisor
 from lyttle_ops.node.sync import Sync
 from lyttle_ops.settings import Settings
 
 log = logging.getLogger(__name__)
-queries = load_queries("lyttle_ops.node")
 
 PROBE_INTERVAL = 2.0  # seconds between looks at NGINX and the API
 GRACE = 25.0  # seconds in-flight requests get at SIGTERM; stop_grace_period is longer
 DATABASE_PATIENCE = 120.0  # seconds a node with nothing to serve waits for PostgreSQL
-DATABASE_SILENCE = 45.0  # seconds without an accepted heartbeat that count as PostgreSQL being away
-RENEWAL_CHECK_HOURS = 12
-PRUNE_HOURS = 1
 _DATABASE_PAUSES = (0.5, 1.0, 2.0, 5.0)
 
 
@@ -73,11 +62,10 @@ class Node:
         self._clock = SystemClock()
         self._instance_id: UUID = uuid4()
         short = str(self._instance_id)[:8]
-        self._folder = settings.run_dir / short
         self._state = "starting"
         self._failure: str | None = None
         self._warned: list[str] = preflight.check_folders(settings.state_dir, settings.run_dir)
-        self._take_folder()
+        self._folder = InstanceFolder(settings.run_dir, short)
         self._guard = RestartGuard(settings.state_dir, self._instance_id, self._clock)
         name = f"lyttle/{short}"
         self._database = Database(settings.database_url.get_secret_value(), name, size=4)
@@ -87,7 +75,7 @@ class Node:
             self._database, self._keyring, self._locks, settings, settings.node_name, self._instance_id, self._clock
         )
         self._member = Member(self._database, self._instance_id, settings.node_name, settings.node_machine_id)
-        self._nginx = NGINX(settings, self._folder, str(self._instance_id))
+        self._nginx = NGINX(settings, self._folder.path, str(self._instance_id))
         self._snapshot = SnapshotFile(settings.state_dir, self._keyring)
         self._leadership = Leadership(
             self._database,
@@ -95,8 +83,8 @@ class Node:
             settings.node_name,
             self._clock,
             eligible=lambda: self._serving,
-            on_elected=self._begin_term,
-            on_lost=self._end_term,
+            on_elected=lambda term: self._schedule.begin_term(self._leadership.settled),
+            on_lost=lambda: self._schedule.end_term(),
         )
         self._issuing = Issuing(self._certificates, lambda: self._leadership.settled)
         self._sync = Sync(
@@ -112,15 +100,14 @@ class Node:
             self._database,
             {STATE_CHANNEL: self._state_changed, leading.CHANNEL: self._invited},
         )
-        self._scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+        self._schedule = Schedule(self._clock, self._heartbeat, self._renew, self._prune)
         self._supervisor = Supervisor(self._clock)
-        self._status = StatusFile(self._folder)
+        self._status = StatusFile(self._folder.path)
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._serving = False  # NGINX answered with the applied release at the last look
         self._checks: dict[str, dict[str, Any]] = {}
-        self._database_error: str | None = "not asked yet"
-        self._database_ok_at: float | None = None
+        self._database_health = checks.DatabaseHealth(self._clock)
         self._exit_code = 0
         self._signalled = False
         self._misconfigured = False
@@ -197,7 +184,7 @@ class Node:
                 break
             except DatabaseError as exc:
                 self._misconfigured = isinstance(exc, DatabaseMisconfigured)
-                self._database_error = str(exc)
+                self._database_health.failed(exc)
                 log.warning("PostgreSQL at %s cannot be used: %s", self._database.address, exc)
                 served = served or self._serve_snapshot()
                 if not served and self._misconfigured:
@@ -213,8 +200,7 @@ class Node:
             return
         self._misconfigured = False
         self._sync.start()
-        self._scheduler.add_job(self._heartbeat, "interval", seconds=members.HEARTBEAT_INTERVAL, id="heartbeat")
-        self._scheduler.start()
+        self._schedule.start()
         self._events.start()
         self._issuing.start()
         self._leadership.start()
@@ -227,10 +213,10 @@ class Node:
         else:
             migrating = Database(owner.get_secret_value(), f"{self._database.name}/migrate", size=0)
             migrate(migrating)
-        self._agree_on_key()
+        preflight.agree_on_key(self._database, self._keyring.key_id)
         self._member.heartbeat()
         self._member.bury(self._guard.dead)
-        self._database_is_fine()
+        self._database_health.answered()
         settings = self._settings
         accounts.ensure_first_admin(
             self._database,
@@ -238,17 +224,6 @@ class Node:
             settings.admin_password.get_secret_value() if settings.admin_password else None,
             settings.state_dir / "admin-password",
         )
-
-    def _agree_on_key(self) -> None:
-        """Refuse to join with another master key than the cluster's: none of its certificates could be served."""
-        with self._database.connection() as connection:
-            row = connection.execute(queries.agree_on_key, {"key_id": self._keyring.key_id}).fetchone()
-        assert row is not None  # the migration put it there
-        if row["key_id"] != self._keyring.key_id:
-            raise Fatal(
-                f"MASTER_KEY is not the cluster's (its id is {row['key_id']}, this one's {self._keyring.key_id}): "
-                "give every node the same MASTER_KEY"
-            )
 
     def _serve_snapshot(self) -> bool:
         try:
@@ -274,14 +249,13 @@ class Node:
         leaving.join(timeout=2.0)
         if self._exit_code == 0:
             self._guard.end()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
         log.info("Stopped with code %d", self._exit_code)
 
     def _leave(self) -> None:
         self._issuing.stop()
         self._certificates.stop()
-        if self._scheduler.running:
-            self._scheduler.shutdown(wait=False)
+        self._schedule.stop()
         self._sync.stop()
         if self._events.connected:
             try:
@@ -312,7 +286,7 @@ class Node:
         environment = {
             **os.environ,
             "LYTTLE_INSTANCE_ID": str(self._instance_id),
-            "LYTTLE_INSTANCE_DIR": str(self._folder),
+            "LYTTLE_INSTANCE_DIR": str(self._folder.path),
         }
         command = [sys.executable, "-m", "gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"]
         return Child("api", lambda: command, environment)
@@ -344,7 +318,7 @@ class Node:
         self._sync.request()
         self._issuing.request()
         if not payload:  # a new connection: PostgreSQL is back, and need not wait for the next heartbeat
-            self._scheduler.modify_job("heartbeat", next_run_time=self._clock.now())
+            self._schedule.heartbeat_now()
 
     def _invited(self, payload: str) -> None:
         if payload == str(self._instance_id):
@@ -357,11 +331,9 @@ class Node:
             self._fail(str(exc))
             return
         except DatabaseError as exc:
-            if self._database_error is None:
-                log.warning("Heartbeat failed: %s", exc)
-            self._database_error = str(exc)
+            self._database_health.failed(exc)
             return
-        self._database_is_fine()
+        self._database_health.answered()
         if answer.registered:
             self._sync.report_again()
         if answer.revision != self._sync.revision:
@@ -371,25 +343,7 @@ class Node:
         if not (answer.has_leader and answer.has_standby):
             self._leadership.stand()
 
-    def _database_is_fine(self) -> None:
-        if self._database_error not in (None, "not asked yet"):
-            log.info("PostgreSQL is back")
-        self._database_error = None
-        self._database_ok_at = self._clock.now().timestamp()
-
     # -- leader only -----------------------------------------------------------------------------------
-
-    def _begin_term(self, term: int) -> None:
-        self._scheduler.add_job(self._renew, "interval", hours=RENEWAL_CHECK_HOURS, id="renewal", replace_existing=True)
-        self._scheduler.add_job(self._prune, "interval", hours=PRUNE_HOURS, id="prune", replace_existing=True)
-        # The first checks of a term, once no predecessor can still believe that it leads.
-        soon = self._clock.now() + timedelta(seconds=0 if self._leadership.settled else leading.TRUST_WINDOW + 0.1)
-        self._scheduler.add_job(self._renew, "date", run_date=soon, id="renewal-first", replace_existing=True)
-
-    def _end_term(self) -> None:
-        for job in ("renewal", "prune", "renewal-first"):
-            if self._scheduler.get_job(job) is not None:
-                self._scheduler.remove_job(job)
 
     def _renew(self) -> None:
         if not self._leadership.settled:
@@ -421,27 +375,17 @@ class Node:
             try:
                 self._look()
                 self._write_status()
-                self._mend_schedule()
+                self._schedule.mend()
             except Exception:
                 log.exception("Status could not be written")
             self._stopping.wait(PROBE_INTERVAL if self._state != "starting" else 0.1)
 
-    def _mend_schedule(self) -> None:
-        """APScheduler goes by the wall clock: when that was set back, the next heartbeat lies far away."""
-        job = self._scheduler.get_job("heartbeat") if self._scheduler.running else None
-        if job is not None and job.next_run_time is not None:
-            wait = (job.next_run_time - self._clock.now()).total_seconds()
-            if wait > members.HEARTBEAT_INTERVAL + PROBE_INTERVAL:
-                log.warning("The clock was set back by %.0f s; jobs are scheduled anew", wait)
-                for each in self._scheduler.get_jobs():
-                    each.modify(next_run_time=self._clock.now())
-
     def _look(self) -> None:
         self._checks = {
-            "nginx": self._check_nginx(),
-            "release": self._check_release(),
-            "database": self._check_database(),
-            "api": self._check_api(),
+            "nginx": checks.look_at_nginx(self._nginx, (*self._settings.http_listen, *self._settings.https_listen)),
+            "release": checks.look_at_release(self._nginx, self._sync.release, self._sync.error),
+            "database": self._database_health.look(self._events.connected),
+            "api": checks.look_at_api(self._folder.path / "api.sock"),
         }
         serving = self._checks["nginx"]["ok"] and self._state not in ("failed", "stopping")
         if serving != self._serving:
@@ -457,48 +401,6 @@ class Node:
             self._guard.was_ready()
             log.info("Ready: NGINX serves release %s", self._sync.release)
 
-    def _check_nginx(self) -> dict[str, Any]:
-        if not self._nginx.is_running():
-            return _bad("NGINX does not run")
-        if self._nginx.live_release() is None:
-            return _bad("NGINX does not answer")
-        # Its unix socket says nothing about the ports that clients use.
-        for address in (*self._settings.http_listen, *self._settings.https_listen):
-            error = _connect(address)
-            if error:
-                return _bad(f"nothing answers on {address}: {error}")
-        return _good("NGINX answers")
-
-    def _check_release(self) -> dict[str, Any]:
-        live = self._nginx.live_release() if self._nginx.is_running() else None
-        if live is None or live != self._sync.release:
-            return _bad(f"NGINX serves release {live}, applied is {self._sync.release}")
-        if self._sync.error:
-            return _bad(self._sync.error)
-        return _good(f"release {live}")
-
-    def _check_database(self) -> dict[str, Any]:
-        if self._database_error is not None:
-            return _bad(self._database_error)
-        silence = self._clock.now().timestamp() - (self._database_ok_at or 0)
-        if silence > DATABASE_SILENCE:
-            return _bad(f"PostgreSQL has not answered for {silence:.0f} s")
-        if not self._events.connected:
-            return _bad("the session that listens for events is lost")
-        return _good("PostgreSQL answers")
-
-    def _check_api(self) -> dict[str, Any]:
-        connection = _UnixConnection(self._folder / "api.sock")
-        try:
-            connection.request("GET", "/health/live")
-            answer = connection.getresponse()
-            answer.read()
-            return _good("the API answers") if answer.status == 200 else _bad(f"the API answers {answer.status}")
-        except (OSError, http.client.HTTPException) as exc:
-            return _bad(f"the API does not answer: {exc}")
-        finally:
-            connection.close()
-
     def _write_status(self) -> None:
         nginx, api = self._supervisor.child("nginx"), self._supervisor.child("api")
         self._status.write(
@@ -513,9 +415,9 @@ class Node:
                 "standby": self._leadership.state is leading.State.STANDBY,
                 "term": self._leadership.term,
                 "database": {
-                    "ok": self._check_database()["ok"],
-                    "error": self._database_error,
-                    "last_ok_at": self._database_ok_at,
+                    "ok": self._database_health.look(self._events.connected)["ok"],
+                    "error": self._database_health.error,
+                    "last_ok_at": self._database_health.last_ok_at,
                 },
                 "nginx": {
                     "running": bool(nginx and nginx.running),
@@ -529,69 +431,6 @@ class Node:
                 "checks": self._checks,
             }
         )
-
-    # -- folders ---------------------------------------------------------------------------------------
-
-    def _take_folder(self) -> None:
-        """Make this instance's run folder, and clear away what dead instances on this machine left."""
-        self._folder.mkdir(mode=0o750)
-        # Locked before it has its name: nobody can see it unlocked and take this instance for dead.
-        self._folder_lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._folder_lock, fcntl.LOCK_EX)
-        (self._folder / ".lock").rename(self._folder / "lock")
-        for other in self._settings.run_dir.iterdir():
-            if other != self._folder and other.is_dir() and _is_dead(other):
-                log.info("Clearing away the instance %s, which died", other.name)
-                Process(other).prepare_start()
-                shutil.rmtree(other, ignore_errors=True)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over this instance's own unix socket: a shared port might be answered by another instance."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=2)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def _good(message: str) -> dict[str, Any]:
-    return {"ok": True, "message": message}
-
-
-def _bad(message: str) -> dict[str, Any]:
-    return {"ok": False, "message": message}
-
-
-def _is_dead(folder: Path) -> bool:
-    try:
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False  # not an instance's folder, or just being made
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-
-
-def _connect(address: str) -> str | None:
-    """Why a TCP connection to a listen address of this machine fails, None when it does not."""
-    host, _, port = address.rpartition(":")
-    ip = ipaddress.ip_address(host.strip("[]"))
-    if ip.is_unspecified:
-        ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
-    try:
-        socket.create_connection((str(ip), int(port)), timeout=2).close()
-        return None
-    except OSError as exc:
-        return exc.strerror or str(exc)
 
 
 _nginx_log = logging.getLogger("nginx")

@@ -4,9 +4,11 @@ import os
 import re
 from pathlib import Path
 
-from lyttle_ops.db import Database, DatabaseMisconfigured
+from lyttle_ops.db import Database, DatabaseMisconfigured, load_queries
 from lyttle_ops.db.connection import Connection
 from lyttle_ops.errors import ConfigurationError
+
+queries = load_queries("lyttle_ops.node")
 
 _MINIMUM_POSTGRES = 140000
 
@@ -54,6 +56,19 @@ def check_database(database: Database) -> None:
                 f"{database.address} is a connection pooler in transaction mode (PgBouncer): advisory locks do not "
                 "survive there. Point DATABASE_URL at PostgreSQL itself, or set pool_mode = session"
             )
+
+
+def agree_on_key(database: Database, key_id: str) -> None:
+    """The first node's master key is the cluster's. Raises ConfigurationError for a node that has another: it could
+    serve none of the certificates."""
+    with database.connection() as connection:
+        row = connection.execute(queries.agree_on_key, {"key_id": key_id}).fetchone()
+    assert row is not None  # the migration put it there
+    if row["key_id"] != key_id:
+        raise ConfigurationError(
+            f"MASTER_KEY is not the cluster's (its id is {row['key_id']}, this one's {key_id}): "
+            "give every node the same MASTER_KEY"
+        )
 
 
 def _backend(connection: Connection) -> int:
