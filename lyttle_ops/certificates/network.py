@@ -1,8 +1,10 @@
 """Calls to a CA: each with a deadline, none retried but for a refused nonce, the answer's headers remembered."""
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import requests
 from acme import client, messages
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from lyttle_ops.certificates.problems import CAUnreachable
 from lyttle_ops.clock import Clock
@@ -17,6 +21,7 @@ from lyttle_ops.clock import Clock
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 10.0  # seconds to connect, and for each silence while reading
+CALL_TOTAL = 30.0  # seconds for one call, however busily the CA trickles
 ORDER_TIMEOUT = 90.0  # seconds for everything one call of ensure_certificate does with the CA
 NONCE_TRIES = 10
 
@@ -66,20 +71,63 @@ class Deadline:
 
 
 class Transport(HTTPAdapter):
-    """Checks the deadline before each call and remembers what errors need of the last answer."""
+    """Checks the deadline before each call, ends a call that outlives it, and remembers what errors need of the answer.
+
+    The library's time-outs are for each silence; a CA that sends a byte now and then would never meet one, so the
+    connection is cut when the whole call takes too long.
+    """
 
     def __init__(self, deadline: Deadline) -> None:
+        self._connections: list[HTTPConnection] = []
+        self._was_cut = False
         super().__init__(max_retries=0)
         self._deadline = deadline
         self.status: int | None = None
         self.retry_after: float | None = None
 
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        opened = self._connections
+
+        class Plain(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                opened.append(self)
+
+        class Secured(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                opened.append(self)
+
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": Plain}),
+            "https": type("Pool", (HTTPSConnectionPool,), {"ConnectionCls": Secured}),
+        }
+
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self.status = self.retry_after = None
+        self._was_cut = False
         kwargs["timeout"] = self._deadline.check()
-        response = super().send(request, *args, **kwargs)
+        cut = threading.Timer(min(CALL_TOTAL, self._deadline.left()), self._cut)
+        cut.daemon = True
+        cut.start()
+        try:
+            response = super().send(request, *args, **kwargs)
+            response.content  # noqa: B018 - reads the body, while the timer watches
+        finally:
+            cut.cancel()
+        if self._was_cut:  # what came until then may look like a whole answer
+            raise requests.ReadTimeout(request=request)
         self.status, self.retry_after = response.status_code, _retry_after(response)
         return response
+
+    def _cut(self) -> None:
+        self._was_cut = True
+        for connection in self._connections:
+            if connection.sock is not None:
+                with suppress(OSError):
+                    # Past the TLS layer, which another thread is using: it sees the end of the stream.
+                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         # urllib3 leaves closing to the garbage collector, and an error's traceback keeps its pool alive.
@@ -121,7 +169,7 @@ def reason(exc: requests.RequestException) -> str:
     if isinstance(exc, requests.ConnectTimeout):
         return f"did not accept a connection within {CALL_TIMEOUT:.0f} s"
     if isinstance(exc, requests.Timeout):
-        return f"did not answer within {CALL_TIMEOUT:.0f} s"
+        return "did not answer within the time it has"
     deepest: BaseException = exc
     seen = set()
     while (inner := deepest.__cause__ or deepest.__context__ or getattr(deepest, "reason", None)) is not None:

@@ -133,7 +133,7 @@ def test_sigterm_releases_the_leadership_at_once_and_exits_0(cluster: Cluster) -
     assert status[leader] == "inactive"
 
 
-def test_nginx_that_is_killed_is_back_at_once_and_the_leader_resigns_meanwhile(cluster: Cluster) -> None:
+def test_nginx_that_is_killed_is_back_at_once_without_the_workers_it_left(cluster: Cluster) -> None:
     leader, _ = cluster.wait_settled()
     host = cluster.nodes[leader]["http"]
     master = cluster.status_of(leader)["nginx"]["pid"]
@@ -148,6 +148,24 @@ def test_nginx_that_is_killed_is_back_at_once_and_the_leader_resigns_meanwhile(c
     until(back, timeout=15)
     # The workers of the killed master, which held its sockets, are gone.
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), timeout=15)
+
+
+def test_a_leader_whose_nginx_hangs_resigns_and_stands_again_when_it_serves(cluster: Cluster) -> None:
+    leader, standby = cluster.wait_settled()
+    before, _ = term(cluster)
+    master = cluster.status_of(leader)["nginx"]["pid"]
+    children = subprocess.run(["pgrep", "-P", str(master)], capture_output=True, text=True, check=True).stdout.split()
+    frozen = [master, *map(int, children)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: term(cluster) == (before + 1, standby), timeout=20)
+        until(lambda: cluster.call("GET", "/health/ready", node=leader).status_code == 503, timeout=10)
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    cluster.wait_ready(leader, timeout=20)
+    assert term(cluster) == (before + 1, standby)
 
 
 def test_an_api_that_is_killed_is_back(cluster: Cluster) -> None:
