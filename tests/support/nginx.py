@@ -96,6 +96,8 @@ class Running:
                 env={"PATH": os.environ["PATH"]},
             )
         until(lambda: self.nginx.live_release(), what=f"NGINX answers; {self.error_log.read_text()}")
+        # The first worker answers while the master still makes the others (worker_processes auto).
+        until(lambda: len(self.workers()) == os.cpu_count(), what="all workers run")
 
     def serve(self, sites: list[Site], certificates: dict[str, CertificateFiles] | None = None) -> Applied:
         """Apply, and start when it does not run yet."""
