@@ -2,7 +2,7 @@
 
 Prints: POST → HTTPS on all nodes; 50 names posted to three nodes at once; leader takeover after kill -9 (median of
 20) and after SIGSTOP; boot with a CA that never answers; SQL statements of an idle node; memory; and fresh HTTPS
-connections while PostgreSQL is away for a minute (with NGINX killed meanwhile on one node).
+connections while PostgreSQL is away for a minute. (NGINX killed meanwhile: tests/cluster/test_bad_days.py.)
 """
 
 import collections

@@ -9,7 +9,6 @@ import argparse
 import secrets
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,15 +18,12 @@ from pathlib import Path
 from acme import challenges, client, crypto_util, messages
 from josepy.jwa import ES256
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from lyttle_ops.certificates.account import new_private_key  # noqa: E402
-from lyttle_ops.certificates.model import Outcome  # noqa: E402
-from lyttle_ops.db.migrate import migrate  # noqa: E402
-from lyttle_ops.local.postgres import PostgresServer  # noqa: E402
-from tests.support import loopback  # noqa: E402
-from tests.support.ca import Lab, TestNode, running_lab  # noqa: E402
+from lyttle_ops.certificates.account import new_private_key
+from lyttle_ops.certificates.model import Outcome
+from lyttle_ops.db.migrate import migrate
+from lyttle_ops.local.postgres import PostgresServer
+from tests.support import loopback
+from tests.support.ca import Lab, TestNode, running_lab
 
 
 def main() -> None:
@@ -92,7 +88,7 @@ class BareClient:
 
     def __init__(self, lab: Lab, node: TestNode) -> None:
         self._key = node.certificates._account.key()
-        self._network = client.ClientNetwork(self._key, alg=ES256, verify_ssl=str(lab.ca.root))  # type: ignore[arg-type]
+        self._network = client.ClientNetwork(self._key, alg=ES256, verify_ssl=str(lab.ca.root))
         directory = client.ClientV2.get_directory(lab.ca.directory_url, self._network)
         self._client = client.ClientV2(directory, self._network)
         registration = messages.RegistrationResource(uri=node.certificates._account.url(), body=messages.Registration())

@@ -69,9 +69,9 @@ def measure(nginx: NGINX, process: Process, count: int, rounds: int, https: bool
     times: dict[str, list[float]] = {"render": [], "no change": [], "one change": [], "floor": []}
     for _ in range(rounds):
         wanted = sites(count, next(change), https)
-        times["render"].append(timed(lambda wanted=wanted: render(wanted, nginx.layout)))  # type: ignore[misc]
-        times["one change"].append(timed(lambda wanted=wanted: nginx.apply(wanted, certificates, THUMBPRINT)))  # type: ignore[misc]
-        times["no change"].append(timed(lambda wanted=wanted: nginx.apply(wanted, certificates, THUMBPRINT)))  # type: ignore[misc]
+        times["render"].append(timed(lambda wanted=wanted: render(wanted, nginx.layout)))
+        times["one change"].append(timed(lambda wanted=wanted: nginx.apply(wanted, certificates, THUMBPRINT)))
+        times["no change"].append(timed(lambda wanted=wanted: nginx.apply(wanted, certificates, THUMBPRINT)))
         times["floor"].append(timed(lambda: floor(nginx, process)))
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratio = medians["one change"] / medians["floor"]

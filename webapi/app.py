@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None, instance_dir: Path | None = Non
     )
 
     app = documents.make_app("webapi")
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask types only the base class
     app.extensions["lyttle_ops"] = Services(settings, database, keyring, instance_dir)
     # In this order a request is counted, then authenticated, then looked at.
     metrics.register(app)

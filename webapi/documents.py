@@ -29,7 +29,7 @@ class Query(BaseModel):
 
     @classmethod
     @cache
-    def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+    def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # the arguments are pydantic's own
         return super().model_json_schema(*arguments, **options)
 
 

@@ -18,7 +18,7 @@ _settings = load()
 _instance_dir = os.environ.get("LYTTLE_INSTANCE_DIR")
 
 
-class RootLogger(Logger):  # type: ignore[misc]
+class RootLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's own messages through the same handler and format as everything else of this process."""
 
     def setup(self, cfg: Any) -> None:

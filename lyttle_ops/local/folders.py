@@ -159,11 +159,11 @@ class Folders:
 def run_folder(base: str) -> Path:
     """A tmpfs folder of this user for the cluster at `base`. Raises FolderUnusable when there is no tmpfs."""
     if os.geteuid() == 0:
-        candidates = [Path("/run"), Path("/dev/shm")]  # noqa: S108 - a folder of our own inside, owner checked
+        candidates = [Path("/run"), Path("/dev/shm")]  # noqa: S108 - shared memory is meant - a folder of our own inside, owner checked
         name = "lyttle-ops-local"
     else:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
-        candidates = [*([Path(runtime)] if runtime else []), Path("/dev/shm")]  # noqa: S108
+        candidates = [*([Path(runtime)] if runtime else []), Path("/dev/shm")]  # noqa: S108 - shared memory is meant
         name = f"lyttle-ops-local-{os.geteuid()}"
     memory = _memory_filesystems()
     for candidate in candidates:

@@ -74,9 +74,9 @@ def test_the_fast_path_takes_no_lock_and_asks_no_ca(lab: Lab, make: NodeMaker) -
     assert node.certificates.ensure_certificate(["a.example.com"]) is Outcome.ISSUED
     seen = Counter(lab.proxy.seen)
     held = node.locks.try_acquire_lock  # a lock would show up here
-    node.locks.try_acquire_lock = None  # type: ignore[method-assign, assignment]
+    node.locks.try_acquire_lock = None
     assert node.certificates.ensure_certificate(["a.example.com"]) is Outcome.READY
-    node.locks.try_acquire_lock = held  # type: ignore[method-assign]
+    node.locks.try_acquire_lock = held
     assert lab.proxy.seen == seen
 
 
@@ -332,7 +332,7 @@ def test_no_transaction_is_open_while_the_ca_is_asked(lab: Lab, make: NodeMaker)
 def _deactivate(lab: Lab, node: TestNode) -> None:
     """As a person would with another ACME client that has the key."""
     account = node.certificates._account
-    network = client.ClientNetwork(account.key(), alg=ES256, verify_ssl=str(lab.proxy.root))  # type: ignore[arg-type]
+    network = client.ClientNetwork(account.key(), alg=ES256, verify_ssl=str(lab.proxy.root))
     session = client.ClientV2(client.ClientV2.get_directory(lab.proxy.directory_url, network), network)
     registration = messages.RegistrationResource(uri=account.url(), body=messages.Registration())
     network.account = registration

@@ -86,7 +86,7 @@ def test_a_reload_drops_no_request_on_fresh_connections(nginx: Running) -> None:
             for number in range(8):
                 before = len(results)
                 assert nginx.apply([*sites, site(100 + number)]).reloaded
-                until(lambda before=before: len(results) > before + 10, what="requests go on")  # type: ignore[misc]
+                until(lambda before=before: len(results) > before + 10, what="requests go on")
         finally:
             stop.set()
             for thread in threads:

@@ -27,7 +27,7 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 def child(code: str, **options: object) -> Child:
-    return Child("child", lambda: [sys.executable, "-c", code], dict(os.environ), **options)  # type: ignore[arg-type]
+    return Child("child", lambda: [sys.executable, "-c", code], dict(os.environ), **options)
 
 
 def test_a_child_that_dies_is_restarted(supervisor: Supervisor) -> None:

@@ -117,7 +117,7 @@ class Cluster:
 
     def rows(self, statement: str, *parameters: object) -> list[dict[str, Any]]:
         with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as connection:
-            cursor = connection.execute(statement, parameters)  # type: ignore[call-overload]
+            cursor = connection.execute(statement, parameters)
             return list(cursor.fetchall()) if cursor.description else []
 
     def watch_term(self) -> Iterator[tuple[int, str]]:

@@ -77,7 +77,7 @@ USUAL = {
 @settings(max_examples=1000)
 @given(
     field=st.sampled_from(
-        "domain host path scheme port kind certificate size connect read code custom".split()  # noqa: SIM905
+        "domain host path scheme port kind certificate size connect read code custom".split()  # noqa: SIM905 - reads as a list
     ),
     text=ANY,
     value=NUMBERS,
@@ -147,7 +147,7 @@ USUAL_MAIN = set(directives(render_main(layout(user="www-data", trusted_load_bal
 @settings(max_examples=200)
 @given(
     field=st.sampled_from(
-        "http_listen https_listen name_servers trusted_load_balancers thumbprint instance_id user folder".split()  # noqa: SIM905
+        "http_listen https_listen name_servers trusted_load_balancers thumbprint instance_id user folder".split()  # noqa: SIM905 - reads as a list
     ),
     text=ANY,
 )
