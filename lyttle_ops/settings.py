@@ -187,6 +187,9 @@ class Settings(BaseModel):
     master_key: Annotated[SecretStr, AfterValidator(_master_key)] = Field(
         description="encrypts private keys and signs tokens: 32 random bytes in base64 (openssl rand -base64 32)"
     )
+    master_key_previous: Annotated[SecretStr, AfterValidator(_master_key)] | None = Field(
+        None, description="the key that MASTER_KEY replaces, until `lyttle-ops rotate-master-key` has run"
+    )
     node_name: str = Field(
         default_factory=_host_name,
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})$",
@@ -203,6 +206,9 @@ class Settings(BaseModel):
     run_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         Path("/run/lyttle-ops"),
         description="sockets, NGINX releases and private keys in clear; must be a tmpfs",
+    )
+    shared_dir: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        None, description="folder that all nodes share (NFS), for a copy of the cluster's state; may be away or hang"
     )
     http_listen: Listen = Field(
         default_factory=lambda: _everywhere(80),
@@ -244,6 +250,14 @@ class Settings(BaseModel):
     )
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
+
+    def master_keys(self) -> tuple[bytes, bytes | None]:
+        """MASTER_KEY and MASTER_KEY_PREVIOUS as bytes, for Keyring."""
+        previous = self.master_key_previous
+        return (
+            base64.b64decode(self.master_key.get_secret_value()),
+            base64.b64decode(previous.get_secret_value()) if previous else None,
+        )
 
 
 @dataclass(frozen=True)
