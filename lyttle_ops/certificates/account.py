@@ -14,8 +14,10 @@ from josepy.jwk import JWKEC
 from lyttle_ops.certificates.acme import CA
 from lyttle_ops.certificates.encryption import Keyring
 from lyttle_ops.certificates.problems import AccountDeactivated, CAUnreachable
+from lyttle_ops.certificates.sealing import account_name, seal
 from lyttle_ops.cluster.locks import LockNotAcquired, Locks
 from lyttle_ops.db import Database, load_queries
+from lyttle_ops.db.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +89,9 @@ class Account:
             row = self._row_for(ca)
         except CAUnreachable:
             return  # somebody has done it
-        values = {**self._new_key(), "directory_url": self._directory_url, "old_private_key": row.private_key}
-        with self._database.connection() as connection:
-            replaced = connection.execute(queries.replace_account, values).fetchone()
+        values = {"directory_url": self._directory_url, "old_private_key": row.private_key}
+        with self._database.transaction() as connection:
+            replaced = connection.execute(queries.replace_account, {**values, **self._new_key(connection)}).fetchone()
         if replaced:
             log.warning("The CA %s has closed the account (%s): made a new one", self._directory_url, reason)
 
@@ -102,8 +104,9 @@ class Account:
     def _row(self) -> _Row:
         row = self._select()
         if row is None:
-            with self._database.connection() as connection:
-                connection.execute(queries.create_account, {**self._new_key(), "directory_url": self._directory_url})
+            with self._database.transaction() as connection:
+                values = {**self._new_key(connection), "directory_url": self._directory_url}
+                connection.execute(queries.create_account, values)
             row = self._select()
         if row is None:
             raise RuntimeError("acme_accounts lost a row that was just written")
@@ -123,15 +126,12 @@ class Account:
         self._decrypted = (row.private_key, key)
         return key
 
-    def _new_key(self) -> dict[str, object]:
-        return {
-            "key_id": self._keyring.key_id,
-            "private_key": self._keyring.encrypt(new_private_key(), self._row_name),
-        }
+    def _new_key(self, connection: Connection) -> dict[str, object]:
+        return seal(connection, self._keyring, new_private_key(), self._row_name)
 
     @property
     def _row_name(self) -> str:
-        return f"account:{self._directory_url}"
+        return account_name(self._directory_url)
 
 
 def new_private_key() -> bytes:

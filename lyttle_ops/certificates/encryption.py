@@ -43,7 +43,7 @@ class Keyring:
         self._ciphers = {key_id: AESGCM(self.derive("private keys", key_id)) for key_id in self.key_ids}
 
     def __repr__(self) -> str:
-        return f"Keyring(key_ids={self.key_ids!r})"
+        return f"Keyring(key_id={self.key_id!r})"
 
     def derive(self, purpose: str, key_id: str | None = None) -> bytes:
         """32 bytes for one purpose, the same on every node (HKDF-SHA256, RFC 5869). Raises WrongMasterKey."""

@@ -17,6 +17,7 @@ from lyttle_ops.certificates.account import new_private_key
 from lyttle_ops.certificates.encryption import Keyring
 from lyttle_ops.certificates.model import Issued, Order, OrderState
 from lyttle_ops.certificates.problems import CAError, CARateLimited, CARefused, CARefusedForLong
+from lyttle_ops.certificates.sealing import seal
 from lyttle_ops.db import Database, load_queries
 from lyttle_ops.errors import LyttleOpsError
 
@@ -54,11 +55,13 @@ class Ledger:
             **self._me,
             "certificate_id": certificate_id,
             "directory_url": directory_url,
-            "key_id": self._keyring.key_id,
-            "private_key": self._keyring.encrypt(key, certificate_id),
             "csr_pem": crypto_util.make_csr(key, list(domains)).decode(),
         }
-        return _order(self._one(queries.begin_order, values))
+        with self._database.transaction() as connection:
+            sealed = seal(connection, self._keyring, key, certificate_id)
+            row = connection.execute(queries.begin_order, {**values, **sealed}).fetchone()
+        assert row is not None  # an INSERT that returns its row
+        return _order(row)
 
     def advance(self, order: Order, to: OrderState, order_url: str | None = None) -> Order:
         """One step forward. Raises OrderTaken."""

@@ -251,3 +251,35 @@ UPDATE acme_accounts
 SET key_id = %(key_id)s, private_key = %(private_key)s, account_url = NULL, created_at = now()
 WHERE directory_url = %(directory_url)s AND private_key = %(old_private_key)s
 RETURNING next_revision() AS revision
+
+-- name: hold_key
+-- The cluster's master key, held still until the transaction ends; changes of the revision do not wait for it.
+SELECT key_id FROM cluster_state FOR KEY SHARE
+
+-- name: hold_key_for_change
+-- Waits for everybody who is writing a row with the cluster's master key, and lets nobody begin.
+SELECT key_id FROM cluster_state FOR UPDATE
+
+-- name: orders_of_other_keys
+-- Orders whose private key another master key encrypts.
+SELECT id, certificate_id, key_id, private_key FROM certificate_orders WHERE key_id <> %(key_id)s ORDER BY id
+
+-- name: accounts_of_other_keys
+-- Accounts whose private key another master key encrypts.
+SELECT directory_url, key_id, private_key FROM acme_accounts WHERE key_id <> %(key_id)s
+
+-- name: seal_order
+-- The same private key under another master key.
+UPDATE certificate_orders SET key_id = %(key_id)s, private_key = %(private_key)s WHERE id = %(id)s
+
+-- name: seal_account
+-- The same account's key under another master key.
+UPDATE acme_accounts SET key_id = %(key_id)s, private_key = %(private_key)s WHERE directory_url = %(directory_url)s
+
+-- name: set_key
+-- The cluster's master key from now on.
+UPDATE cluster_state SET key_id = %(key_id)s WHERE key_id IS DISTINCT FROM %(key_id)s
+
+-- name: announce
+-- Every node reads the state again.
+SELECT next_revision() AS revision
