@@ -1,6 +1,5 @@
 """The application: `gunicorn -c python:webapi.gunicorn_conf 'webapi.app:create_app()'`."""
 
-import base64
 import logging
 import os
 import time
@@ -30,7 +29,7 @@ def create_app(settings: Settings | None = None, instance_dir: Path | None = Non
     folder = os.environ.get("LYTTLE_INSTANCE_DIR")
     if instance_dir is None and folder:
         instance_dir = Path(folder)
-    keyring = Keyring(base64.b64decode(settings.master_key.get_secret_value()))
+    keyring = Keyring(*settings.master_keys())
     instance = os.environ.get("LYTTLE_INSTANCE_ID", "")[:8]
     database = Database(
         settings.database_url.get_secret_value(), f"lyttle/{instance}/api/{settings.node_name}", size=POOL_SIZE

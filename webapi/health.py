@@ -5,7 +5,7 @@ import time
 from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from webapi.documents import failures, reply
 from webapi.errors import FieldError, error_response
@@ -31,6 +31,14 @@ class CheckBody(BaseModel):
     message: str
 
 
+class NoteBody(BaseModel):
+    """Something to know that makes no instance unready."""
+
+    ok: bool
+    message: str
+    since: str = Field(description="when it became so, UTC")
+
+
 class NodeStatus(BaseModel):
     """What the node's status file says, as far as it matters here."""
 
@@ -46,6 +54,7 @@ class NodeStatus(BaseModel):
     term: int | None
     revision: int
     checks: dict[str, CheckBody]
+    notes: dict[str, NoteBody] = {}
 
 
 class ReadyBody(BaseModel):
@@ -61,6 +70,7 @@ class ReadyBody(BaseModel):
     term: int | None
     revision: int
     checks: dict[str, CheckBody]
+    notes: dict[str, NoteBody] = {}
 
 
 @blueprint.get("/live", responses={200: LiveBody, **failures()})

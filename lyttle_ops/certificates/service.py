@@ -19,7 +19,7 @@ from prometheus_client import Counter, Histogram
 from lyttle_ops.certificates import renewal, store
 from lyttle_ops.certificates.account import Account
 from lyttle_ops.certificates.acme import CA
-from lyttle_ops.certificates.encryption import Keyring, Undecryptable
+from lyttle_ops.certificates.encryption import Keyring, Undecryptable, WrongMasterKey
 from lyttle_ops.certificates.issuing import Issuing
 from lyttle_ops.certificates.model import Due, Outcome, Pruned, Usable, domain_set, lock_name
 from lyttle_ops.certificates.network import ORDER_TIMEOUT, Deadline, Stopping
@@ -95,6 +95,14 @@ class Certificates:
         Raises WrongMasterKey when the key was stored with another master key.
         """
         return self._account.thumbprint()
+
+    def check_key(self, key_id: str | None) -> None:
+        """Raise WrongMasterKey when this node does not have the cluster's master key `key_id` any more."""
+        if key_id is not None and key_id not in self._keyring.key_ids:
+            raise WrongMasterKey(
+                f"the cluster's master key was changed to {key_id}, this node has "
+                f"{' and '.join(self._keyring.key_ids)}: start it anew with the new MASTER_KEY"
+            )
 
     def pending(self, leader: bool) -> list[Due]:
         """First issues that can be tried now, and for the leader renewals that are due or requested."""

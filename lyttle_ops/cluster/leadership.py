@@ -186,6 +186,12 @@ class Leadership:
         """Whether this leader may act where PostgreSQL cannot fence it: no predecessor can still believe."""
         return self.is_leader() and self._clock.monotonic() >= self._settled_at
 
+    @property
+    def settled_term(self) -> int | None:
+        """The term this node leads and may act for where PostgreSQL cannot fence it, else None."""
+        term = self.term
+        return term if self.settled and term == self._term else None
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A transaction that only the current leader can commit. Raises NotLeader."""

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -49,13 +50,16 @@ class Heartbeat:
 
 
 class Member:
-    """This instance's membership."""
+    """This instance's membership. `keys` are the ids of the master keys it has."""
 
-    def __init__(self, database: Database, instance_id: UUID, node_name: str, machine_id: str) -> None:
+    def __init__(
+        self, database: Database, instance_id: UUID, node_name: str, machine_id: str, keys: Sequence[str] = ()
+    ) -> None:
         self._database = database
         self._instance_id = instance_id
         self._node_name = node_name
         self._machine_id = machine_id
+        self._keys = list(keys)
 
     def heartbeat(self) -> Heartbeat:
         """Say that this instance lives; one statement. The first one registers it.
@@ -71,7 +75,7 @@ class Member:
             "machine_id": self._machine_id,
             "hostname": socket.gethostname(),
             "version": __version__,
-            "metadata": Jsonb(_metadata()),
+            "metadata": Jsonb({**_metadata(), "master_keys": self._keys}),
             "leader_classid": leader_classid,
             "leader_objid": leader_objid,
             "standby_classid": standby_classid,
@@ -169,6 +173,11 @@ def cluster_stats(connection: Connection) -> dict[str, Any]:
         "revision": counts["revision"],
         "nodes_current": sum(node["applied_revision"] >= counts["revision"] for node in active),
     }
+
+
+def nodes_without_key(connection: Connection, key_id: str) -> list[str]:
+    """Names of the active nodes that have an instance without the master key `key_id`."""
+    return [row["node_name"] for row in connection.execute(queries.nodes_without_key, {"key_id": key_id})]
 
 
 def prune(connection: Connection) -> int:

@@ -67,6 +67,13 @@ FROM nodes n
 JOIN instances i ON i.node_name = n.name
 ORDER BY n.name, i.left_at IS NULL DESC, i.last_heartbeat_at > now() - interval '2 minutes' DESC, i.started_at DESC;
 
+-- name: nodes_without_key
+-- Active nodes with an instance that does not have a master key; an older version does not say which it has.
+SELECT DISTINCT node_name FROM instances
+WHERE left_at IS NULL AND last_heartbeat_at > now() - interval '2 minutes'
+  AND NOT coalesce(metadata -> 'master_keys', '[]') ? %(key_id)s
+ORDER BY node_name;
+
 -- name: leadership
 -- The term row, and who holds the leader lock or waits inside it, from PostgreSQL's own book-keeping. The
 -- sessions carry their instance in application_name: lyttle/<first 8 of the instance id>/lead/<node>.

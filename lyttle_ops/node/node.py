@@ -6,7 +6,6 @@ that was never ready ends with a reason and a non-zero code, so that Swarm rolls
 failure mode instead: NGINX keeps serving, health and log say why, and it waits for a person.
 """
 
-import base64
 import logging
 import os
 import signal
@@ -32,11 +31,12 @@ from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.nginx.process import read_log_line
 from lyttle_ops.nginx.releases import NGINX
 from lyttle_ops.node import checks, preflight
-from lyttle_ops.node.desired import SnapshotFile, SnapshotUnusable
+from lyttle_ops.node.desired import SnapshotFile
 from lyttle_ops.node.folder import InstanceFolder
 from lyttle_ops.node.issuing import Issuing
 from lyttle_ops.node.restart import RestartGuard
 from lyttle_ops.node.schedule import Schedule
+from lyttle_ops.node.shared import SharedCopy, last_known
 from lyttle_ops.node.status import StatusFile
 from lyttle_ops.node.supervisor import Child, Supervisor
 from lyttle_ops.node.sync import Sync
@@ -70,13 +70,18 @@ class Node:
         name = f"lyttle/{short}"
         self._database = Database(settings.database_url.get_secret_value(), name, size=4)
         self._locks = Locks(self._database)
-        self._keyring = Keyring(base64.b64decode(settings.master_key.get_secret_value()))
+        self._keyring = Keyring(*settings.master_keys())
         self._certificates = Certificates(
             self._database, self._keyring, self._locks, settings, settings.node_name, self._instance_id, self._clock
         )
-        self._member = Member(self._database, self._instance_id, settings.node_name, settings.node_machine_id)
+        self._member = Member(
+            self._database, self._instance_id, settings.node_name, settings.node_machine_id, self._keyring.key_ids
+        )
         self._nginx = NGINX(settings, self._folder.path, str(self._instance_id))
         self._snapshot = SnapshotFile(settings.state_dir, self._keyring)
+        self._shared = SharedCopy(
+            settings.shared_dir, self._keyring, lambda: self._leadership.settled_term, self._clock
+        )
         self._leadership = Leadership(
             self._database,
             self._instance_id,
@@ -93,6 +98,7 @@ class Node:
             self._member,
             self._nginx,
             self._snapshot,
+            self._shared,
             self._instance_id,
             on_applied=self._something_to_serve,
         )
@@ -134,6 +140,7 @@ class Node:
             self._guard.end()  # a refusal is no restart
             return 1
         self._supervisor.add(self._api_child())
+        self._shared.start()
         threading.Thread(target=self._boot, name="boot", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         while not self._stopping.is_set():
@@ -213,7 +220,7 @@ class Node:
         else:
             migrating = Database(owner.get_secret_value(), f"{self._database.name}/migrate", size=0)
             migrate(migrating)
-        preflight.agree_on_key(self._database, self._keyring.key_id)
+        preflight.agree_on_key(self._database, self._keyring)
         self._member.heartbeat()
         self._member.bury(self._guard.dead)
         self._database_health.answered()
@@ -226,16 +233,12 @@ class Node:
         )
 
     def _serve_snapshot(self) -> bool:
-        try:
-            desired = self._snapshot.load()
-        except SnapshotUnusable as exc:
-            log.error("%s", exc)
-            return False
-        if desired is None:
-            return False
-        self._sync.apply(desired)
-        log.warning("Serving the last known state, revision %d, until PostgreSQL is back", desired.revision)
-        return True
+        served = False
+        for desired, place in last_known(self._snapshot, self._shared):
+            self._sync.apply(desired)
+            log.warning("Serving the last known state, revision %d from %s", desired.revision, place)
+            served = True
+        return served
 
     def _shut_down(self) -> None:
         self._state = "stopping"
@@ -257,6 +260,7 @@ class Node:
         self._certificates.stop()
         self._schedule.stop()
         self._sync.stop()
+        self._shared.stop()
         if self._events.connected:
             try:
                 self._member.leave()
@@ -292,7 +296,8 @@ class Node:
         return Child("api", lambda: command, environment)
 
     def _something_to_serve(self) -> None:
-        """The first release is there: NGINX can start."""
+        """A release is there: NGINX can start, if it is the first."""
+        self._status.write_domains(self._sync.domains)
         if self._supervisor.child("nginx") is None and not self._stopping.is_set():
             self._supervisor.add(
                 Child(
@@ -429,6 +434,7 @@ class Node:
                 "revision": self._sync.revision,
                 "quarantined": {str(site): message for site, message in self._sync.quarantined.items()},
                 "checks": self._checks,
+                "notes": {"shared_copy": note} if (note := self._shared.note()) else {},
             }
         )
 

@@ -1,13 +1,16 @@
 """What must be true before a node starts, each failure with the way out."""
 
+import logging
 import os
 import re
 from pathlib import Path
 
+from lyttle_ops.certificates.encryption import Keyring
 from lyttle_ops.db import Database, DatabaseMisconfigured, load_queries
 from lyttle_ops.db.connection import Connection
 from lyttle_ops.errors import ConfigurationError
 
+log = logging.getLogger(__name__)
 queries = load_queries("lyttle_ops.node")
 
 _MINIMUM_POSTGRES = 140000
@@ -58,17 +61,24 @@ def check_database(database: Database) -> None:
             )
 
 
-def agree_on_key(database: Database, key_id: str) -> None:
-    """The first node's master key is the cluster's. Raises ConfigurationError for a node that has another: it could
-    serve none of the certificates."""
+def agree_on_key(database: Database, keyring: Keyring) -> None:
+    """The first node's master key is the cluster's. Raises ConfigurationError for a node that does not have it: it
+    could serve none of the certificates."""
     with database.connection() as connection:
-        row = connection.execute(queries.agree_on_key, {"key_id": key_id}).fetchone()
+        row = connection.execute(queries.agree_on_key, {"key_id": keyring.key_id}).fetchone()
     assert row is not None  # the migration put it there
-    if row["key_id"] != key_id:
+    if row["key_id"] not in keyring.key_ids:
         raise ConfigurationError(
-            f"MASTER_KEY is not the cluster's (its id is {row['key_id']}, this one's {key_id}): "
-            "give every node the same MASTER_KEY"
+            f"MASTER_KEY is not the cluster's (its id is {row['key_id']}, this node has "
+            f"{' and '.join(keyring.key_ids)}): give every node the same MASTER_KEY, and while it is being changed the "
+            "old one as MASTER_KEY_PREVIOUS"
         )
+    if row["key_id"] != keyring.key_id:
+        log.warning(
+            "The cluster still uses MASTER_KEY_PREVIOUS (%s): once every node has the new MASTER_KEY (%s), run "
+            "`lyttle-ops rotate-master-key` on one of them",
+            row["key_id"], keyring.key_id,
+        )  # fmt: skip
 
 
 def _backend(connection: Connection) -> int:

@@ -1,4 +1,4 @@
-"""What this instance says about itself on this machine: status.json and metrics.prom in its run folder.
+"""What this instance says about itself on this machine: status.json, metrics.prom and domains.json in its run folder.
 
 The API and the health check read them instead of asking PostgreSQL, so they cost no statement and work while it
 is away. Readers refuse a file older than 10 seconds: the node writes it every 2.
@@ -15,10 +15,11 @@ from prometheus_client import REGISTRY, generate_latest
 
 FILE = "status.json"
 METRICS_FILE = "metrics.prom"
+DOMAINS_FILE = "domains.json"
 
 
 class StatusFile:
-    """Writes both files, each in one step. Thread-safe."""
+    """Writes these files, each in one step. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -29,6 +30,11 @@ class StatusFile:
         with self._mutex:
             self._replace(FILE, json.dumps({**status, "written_at": time.time()}, default=str).encode())
             self._replace(METRICS_FILE, generate_latest(REGISTRY))
+
+    def write_domains(self, domains: list[dict[str, object]]) -> None:
+        """What is served now: {"domain", "ssl"} each; written when it changes, since there may be thousands."""
+        with self._mutex:
+            self._replace(DOMAINS_FILE, json.dumps({"domains": domains}).encode())
 
     def _replace(self, name: str, content: bytes) -> None:
         temporary = self._folder / f".{name}.new"

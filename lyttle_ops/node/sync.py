@@ -16,6 +16,7 @@ from lyttle_ops.db import Database, DatabaseError, load_queries
 from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.nginx.releases import NGINX
 from lyttle_ops.node.desired import Desired, SnapshotFile, certificate_name
+from lyttle_ops.node.shared import SharedCopy
 from lyttle_ops.proxies.store import list_proxies
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Sync:
         member: Member,
         nginx: NGINX,
         snapshot: SnapshotFile,
+        shared: SharedCopy,
         instance_id: UUID,
         on_applied: Callable[[], None],
     ) -> None:
@@ -50,6 +52,7 @@ class Sync:
         self._member = member
         self._nginx = nginx
         self._snapshot = snapshot
+        self._shared = shared
         self._instance_id = instance_id
         self._on_applied = on_applied
         self._requested = threading.Event()
@@ -61,6 +64,7 @@ class Sync:
         self.revision = 0
         self.release: str | None = None
         self.quarantined: dict[int, str] = {}
+        self.domains: list[dict[str, object]] = []  # what is served: {"domain", "ssl"}, by name
         self.error: str | None = None
 
     def start(self) -> None:
@@ -94,6 +98,13 @@ class Sync:
                 log.info("Proxy %d is not quarantined any more", site)
             self.release, self.quarantined = applied.release, quarantined
             self.revision = desired.revision
+            self.domains = [
+                {"domain": domain, "ssl": domain in site.tls}
+                for site in sites
+                if site.id not in quarantined
+                for domain in site.domains
+            ]
+            self.domains.sort(key=lambda each: str(each["domain"]))
             self.error = None
             _revision.set(desired.revision)
             _quarantined.set(len(quarantined))
@@ -110,6 +121,7 @@ class Sync:
             return  # boot: NGINX starts now and the run that follows its start proves and reports
         self._prove(desired)
         self._report()
+        self._shared.publish(desired)
         try:
             self._snapshot.save(desired)
         except OSError as exc:
@@ -122,7 +134,9 @@ class Sync:
             row = connection.execute(queries.revision).fetchone()
             assert row is not None  # the migration put it there
             proxies = list_proxies(connection, enabled_only=True)
-        return Desired(row["revision"], self._certificates.account_thumbprint(), proxies, self._certificates.usable())
+        self._certificates.check_key(row["key_id"])
+        thumbprint, certificates = self._certificates.account_thumbprint(), self._certificates.usable()
+        return Desired(row["revision"], thumbprint, proxies, certificates, row["key_id"])
 
     def _prove(self, desired: Desired) -> None:
         """Report each certificate that a real handshake with this NGINX shows, once."""
