@@ -117,6 +117,7 @@ class Node:
         self._exit_code = 0
         self._signalled = False
         self._misconfigured = False
+        self._once_ready = False  # this instance was, or one before it on this machine that died
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -164,6 +165,7 @@ class Node:
     def _boot(self) -> None:
         try:
             if self._guard.exhausted:
+                self._once_ready = True
                 self._serve_snapshot()
                 self._fail(
                     f"it ended uncleanly {self._guard.count} times within 5 minutes; it serves what it served last. "
@@ -403,6 +405,7 @@ class Node:
         # Not with a wrong DATABASE_URL, though it serves what it served last: Swarm shall roll that back.
         if self._state == "starting" and serving and self._checks["api"]["ok"] and not self._misconfigured:
             self._state = "ready"
+            self._once_ready = True
             self._guard.was_ready()
             log.info("Ready: NGINX serves release %s", self._sync.release)
 
@@ -415,6 +418,7 @@ class Node:
                 "version": __version__,
                 "pid": os.getpid(),
                 "state": self._state,
+                "once_ready": self._once_ready,
                 "failure": self._failure,
                 "leader": self._leadership.is_leader(),
                 "standby": self._leadership.state is leading.State.STANDBY,
