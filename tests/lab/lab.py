@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.lab import files, inventory, network, rootfs
+from tests.lab import engine, files, inventory, network, rootfs
+from tests.lab.engine import Engine
 from tests.lab.host import Host, HostError
 from tests.lab.network import Network
 from tests.lab.services import ZONE, Services
@@ -119,6 +121,29 @@ class Lab:
             if host.name == name:
                 return host
         raise LabError(f"the lab {self.name!r} has no host {name!r}")
+
+    def build_image(
+        self,
+        tag: str,
+        *,
+        repository: str = "lyttle-ops",
+        context: Path = files.CHECKOUT,
+        dockerfile: str | None = None,
+        build_args: Mapping[str, str] | None = None,
+    ) -> str:
+        """Build an image and push it to the lab's registry; returns registry/repository@sha256:….
+
+        `dockerfile` is a text, used instead of the Dockerfile in `context`; `FROM` may name what this returned
+        before. Raises CommandFailed, EngineFailed.
+        """
+        name = f"{self.services.registry}/{repository}:{tag}"
+        with self.engine() as builder:
+            builder.build(name, context=context, dockerfile=dockerfile, build_args=build_args or {})
+            return builder.push(name)
+
+    def engine(self) -> AbstractContextManager[Engine]:
+        """A Docker engine of this machine for as long as the context lasts. Raises EngineFailed, CommandFailed."""
+        return engine.running(self.network, self.services.registry)
 
     @property
     def acme_root(self) -> Path:
