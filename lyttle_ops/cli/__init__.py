@@ -1,6 +1,7 @@
 """The command line: the only place that prints, and where errors become exit codes.
 
-0: done · 1: it could not be done, and one sentence on standard error says why · 2: wrong usage · 130: Ctrl-C.
+0: done · 1: it could not be done, and one sentence on standard error says why · 2: wrong usage · 130: Ctrl-C. The
+operator's commands have two more, see operator.py.
 A command's module is imported when that command runs, so that `lyttle-ops local status` loads no web framework.
 """
 
@@ -15,34 +16,47 @@ import click
 from lyttle_ops import __version__
 from lyttle_ops.errors import LyttleOpsError
 
-# Command -> the module:attribute that holds it, and its line in --help.
-_COMMANDS = {
-    "local": ("lyttle_ops.cli.local:local", "A whole cluster on this machine: up, status, down, kill, start, logs."),
-    "migrate": ("lyttle_ops.cli.migrate:migrate", "Bring the database's schema to this version."),
-    "node": ("lyttle_ops.cli.node:node", "Run this machine's node: control plane, API and NGINX."),
-    "settings": ("lyttle_ops.cli.settings:settings", "Show every setting, its source and value; secrets masked."),
-    "user": ("lyttle_ops.cli.user:user", "Manage the API's users."),
+# Section of --help -> command -> the module:attribute that holds it, and its line.
+_SECTIONS = {
+    "The cluster": {
+        "deploy": ("lyttle_ops.cli.deploy:deploy", "Bring a version to every node, each proven."),
+        "rollback": ("lyttle_ops.cli.deploy:rollback", "Go back to an earlier release, or to one node for a while."),
+        "status": ("lyttle_ops.cli.status:status", "Nodes, versions, leader, certificates, drift."),
+        "history": ("lyttle_ops.cli.history:history", "What was deployed, by whom, and how it ended."),
+        "node": ("lyttle_ops.cli.node:node", "Add or remove a node; alone: run this machine's node (the container)."),
+        "doctor": ("lyttle_ops.cli.doctor:doctor", "Look for what is wrong or will be, and how to mend it."),
+    },
+    "In a node's container": {
+        "migrate": ("lyttle_ops.cli.migrate:migrate", "Bring the database's schema to this version."),
+        "settings": ("lyttle_ops.cli.settings:settings", "Show every setting, its source and value; secrets masked."),
+        "user": ("lyttle_ops.cli.user:user", "Manage the API's users."),
+    },
+    "On this machine": {
+        "local": ("lyttle_ops.cli.local:local", "A whole cluster here: up, status, down, kill, start, logs."),
+    },
 }
+_COMMANDS = {name: place for section in _SECTIONS.values() for name, (place, _) in section.items()}
 
 
 class _Commands(click.Group):
     """Loads a command when it is used; --help lists them all without loading any."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
         command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is no click command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in sorted(_COMMANDS.items())])
+        for section, commands in _SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, line) for name, (_, line) in commands.items()])
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

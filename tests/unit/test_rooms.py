@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[2] / "lyttle_ops"
 # A room may import from rooms that stand after it.
 ORDER = [
     "cli",
+    "deploy",
     "local",
     "node",
     "certificates",
