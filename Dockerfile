@@ -37,7 +37,7 @@ COPY webapi webapi
 # Into a root of its own, so that the final image gets our files as one small layer above the dependencies.
 RUN /opt/build/bin/python -m hatchling build --target wheel --directory /wheel \
     && /opt/build/bin/pip --python /opt/lyttle-ops/bin/python install \
-        --no-cache-dir --no-index --no-deps --root /layer /wheel/*.whl
+        --no-cache-dir --no-index --no-deps --no-warn-script-location --root /layer /wheel/*.whl
 
 FROM ${BASE}
 # Swarm cannot set no-new-privileges (moby 25209), so the image holds no program that could gain any.
