@@ -1,0 +1,326 @@
+#!/usr/bin/python
+"""The history of releases: one Docker config each, so that it works with PostgreSQL down."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lyttle_release
+short_description: Record what was deployed, and find what to go back to
+description:
+  - Each release is a Docker config whose data holds what is needed to deploy it again, without secrets. The outcome
+    stands in a label, since the data of a config never changes.
+options:
+  action:
+    description:
+      - V(start) writes a record with the result C(running), after a change by hand got a record of its own.
+      - V(finish) writes its outcome and removes all but the newest O(keep).
+      - V(interrupt) marks records that still run while nobody holds the lock.
+      - V(list) tells all, newest first; V(find) the one that O(to) names.
+      - V(plan) tells whether deploying O(record) would change anything.
+    choices: [start, finish, interrupt, list, find, plan]
+    required: true
+    type: str
+  prefix:
+    description: Start of the configs' names.
+    type: str
+    default: lyttlenginx_release_
+  stack:
+    description: The stack whose services' specs are compared.
+    type: str
+    default: lyttlenginx
+  service:
+    description: The service whose image counts.
+    type: str
+    default: lyttlenginx_lyttlenginx
+  record:
+    description: What V(start) writes, and what V(plan) compares with what is deployed.
+    type: dict
+    default: {}
+  number:
+    description: The record to finish.
+    type: int
+  result:
+    description: How it ended.
+    choices: [succeeded, failed, interrupted]
+    type: str
+    default: succeeded
+  message:
+    description: What happened, for people.
+    type: str
+    default: ""
+  nodes:
+    description: The proof of each node.
+    type: list
+    elements: dict
+    default: []
+  to:
+    description: A version, a release number or an image; empty means the previous release that succeeded.
+    type: str
+    default: ""
+  keep:
+    description: Records that stay.
+    type: int
+    default: 50
+  docker_host:
+    description: The engine's socket, as unix:///var/run/docker.sock.
+    type: str
+attributes:
+  check_mode:
+    description: Nothing is written.
+    support: full
+"""
+
+RETURN = r"""
+release:
+  description: The record written or found.
+  type: dict
+  returned: start, finish, find
+releases:
+  description: All records without what a deploy needs, newest first.
+  type: list
+  returned: list
+drift:
+  description: How the services differ from the newest release that succeeded, in words.
+  type: list
+  returned: list, find, plan
+unchanged:
+  description: Whether the newest release that succeeded is O(record) and still stands.
+  type: bool
+  returned: plan
+"""
+
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lyttle_engine import (
+    ARGUMENT,
+    Engine,
+    EngineError,
+    config_data,
+    digest,
+    image_version,
+    now,
+    spec_digest,
+)
+
+SUCCEEDED, FAILED, RUNNING, INTERRUPTED = "succeeded", "failed", "running", "interrupted"
+
+
+def shown(record: dict[str, Any]) -> dict[str, Any]:
+    """A record for people: without its stack file."""
+    return {key: value for key, value in record.items() if key not in ("inputs", "id", "specs", "inputs_digest")}
+
+
+def records(engine: Engine, prefix: str) -> list[dict[str, Any]]:
+    """All records, newest first."""
+    found = []
+    for config in engine.configs(prefix):
+        if config["Spec"]["Name"][len(prefix) :].isdigit():
+            found.append({**config_data(config), "id": config["ID"]})
+    return sorted(found, key=lambda record: record["number"], reverse=True)
+
+
+def inputs_digest(record: dict[str, Any]) -> str:
+    """Names what a record deploys. Secrets are left out: a release goes back in code and settings, not in passwords."""
+    inputs = record.get("inputs") or {}
+    variables = {k: v for k, v in (inputs.get("variables") or {}).items() if not k.startswith(("SECRET_", "CONFIG_"))}
+    return digest([record.get("image"), inputs.get("compose"), variables])
+
+
+def same(newest: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether a record would deploy exactly what the newest good one did, secrets included."""
+    variables = [(r.get("inputs") or {}).get("variables") for r in (newest, record)]
+    return (
+        inputs_digest(newest) == inputs_digest(record)
+        and variables[0] == variables[1]
+        and newest.get("mode") == record.get("mode")
+    )
+
+
+def live(engine: Engine, stack: str) -> dict[str, dict[str, Any]]:
+    """The specs of the stack's services by name."""
+    return {service["Spec"]["Name"]: service["Spec"] for service in engine.stack_services(stack)}
+
+
+def image_of(spec: dict[str, Any]) -> str:
+    """The image that a service's spec names."""
+    return str(spec["TaskTemplate"]["ContainerSpec"]["Image"])
+
+
+def drift(newest: dict[str, Any] | None, specs: dict[str, dict[str, Any]], service: str) -> list[str]:
+    """How the live services differ from the newest good record, in words."""
+    if newest is None:
+        return []
+    number, told = newest["number"], []
+    for name, known in newest["specs"].items():
+        spec = specs.get(name)
+        if spec is None:
+            told.append(f"the service {name} of release {number} is gone")
+        elif name == service and image_of(spec) != newest["image"]:
+            told.append(f"{name} runs {image_of(spec)}, release {number} is {newest['image']}: changed by hand")
+        elif spec_digest(spec) != known:
+            told.append(f"the settings of {name} differ from release {number}: changed by hand")
+    told += [
+        f"the service {name} is no part of release {number}" for name in specs if name not in newest.get("specs", {})
+    ]
+    return told
+
+
+def write(engine: Engine, prefix: str, record: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """A new record under the next free number."""
+    for _ in range(20):
+        taken = records(engine, prefix)
+        number = (taken[0]["number"] if taken else 0) + 1
+        data = {**record, "number": number, "started_at": record.get("started_at") or now()}
+        data["inputs_digest"] = inputs_digest(data)
+        identifier = engine.create_config(f"{prefix}{number}", data, {"lyttle.release": str(number)})
+        if identifier:
+            engine.label_config(identifier, state)
+            return {**data, **state, "id": identifier}
+        time.sleep(0.1)
+    raise EngineError("No number was free for this release's record within 20 tries")
+
+
+def adopt(engine: Engine, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of an image put there by hand, when there was one. Settings changed by hand cannot be told as
+    inputs: the next deploy mends them."""
+    newest = next((r for r in records(engine, options["prefix"]) if r.get("result") == SUCCEEDED), None)
+    service = engine.service(options["service"])
+    if newest is None or service is None or image_of(service["Spec"]) == newest["image"]:
+        return None
+    specs = live(engine, options["stack"])
+    image = image_of(service["Spec"])
+    inputs = newest.get("inputs") or {}
+    record = {
+        "action": "by hand",
+        "image": image,
+        "version": image_version(image),
+        "operator": "unknown",
+        "reason": "; ".join(drift(newest, specs, options["service"])),
+        "started_at": service["UpdatedAt"][:19] + "Z",
+        "mode": newest.get("mode"),
+        "inputs": {**inputs, "variables": {**(inputs.get("variables") or {}), "LYTTLE_IMAGE": image}},
+    }
+    state = {
+        "result": SUCCEEDED,
+        "finished_at": now(),
+        "message": "found and written down by the next deploy",
+        "nodes": [],
+        "specs": {name: spec_digest(spec) for name, spec in specs.items()},
+    }
+    return write(engine, options["prefix"], record, state)
+
+
+def interrupt(engine: Engine, prefix: str, check_mode: bool) -> list[int]:
+    """Mark each record that still runs. The caller holds the lock, so nobody works on them."""
+    marked = []
+    for record in records(engine, prefix):
+        if record.get("result", RUNNING) == RUNNING:
+            marked.append(record["number"])
+            if not check_mode:
+                state = {
+                    "result": INTERRUPTED,
+                    "finished_at": now(),
+                    "message": "its command was killed or lost its connection before the end",
+                    "nodes": record.get("nodes", []),
+                }
+                engine.label_config(record["id"], state)
+    return marked
+
+
+def finish(engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
+    """Write the outcome of a record; forget the oldest ones."""
+    all_records = records(engine, options["prefix"])
+    record = next((r for r in all_records if r["number"] == options["number"]), None)
+    if record is None:
+        raise EngineError(f"Release {options['number']} has no record to finish")
+    state = {
+        "result": options["result"],
+        "finished_at": now(),
+        "message": options["message"],
+        "nodes": options["nodes"],
+        "specs": {name: spec_digest(spec) for name, spec in live(engine, options["stack"]).items()},
+    }
+    engine.label_config(record["id"], state)
+    for old in all_records[options["keep"] :]:
+        engine.remove_config(old["id"])
+    return {**record, **state}
+
+
+def find(all_records: list[dict[str, Any]], to: str) -> dict[str, Any] | None:
+    """The record that `to` names: a number, else an image, else a version (newest first). Without `to`: the newest
+    good one that differs from what the newest good one deployed."""
+    good = [record for record in all_records if record.get("result") == SUCCEEDED and record.get("inputs")]
+    if not to:
+        return next((r for r in good[1:] if r["inputs_digest"] != good[0]["inputs_digest"]), None)
+    if to.isdigit():
+        return next((r for r in all_records if r["number"] == int(to) and r.get("inputs")), None)
+    named = [r for r in good if to in (r["image"], r["image"].partition("@")[0])]
+    return next(iter(named or [r for r in good if r["version"] == to]), None)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "action": {
+                "type": "str",
+                "required": True,
+                "choices": ["start", "finish", "interrupt", "list", "find", "plan"],
+            },
+            "prefix": {"type": "str", "default": "lyttlenginx_release_"},
+            "stack": {"type": "str", "default": "lyttlenginx"},
+            "service": {"type": "str", "default": "lyttlenginx_lyttlenginx"},
+            "record": {"type": "dict", "default": {}},
+            "number": {"type": "int"},
+            "result": {"type": "str", "choices": [SUCCEEDED, FAILED, INTERRUPTED], "default": SUCCEEDED},
+            "message": {"type": "str", "default": ""},
+            "nodes": {"type": "list", "elements": "dict", "default": []},
+            "to": {"type": "str", "default": ""},
+            "keep": {"type": "int", "default": 50},
+            **ARGUMENT,
+        },
+        required_if=[("action", "finish", ["number"])],
+        supports_check_mode=True,
+    )
+    options: dict[str, Any] = module.params
+    engine, prefix, action = Engine(options["docker_host"]), options["prefix"], options["action"]
+    try:
+        if action == "interrupt":
+            marked = interrupt(engine, prefix, module.check_mode)
+            module.exit_json(changed=bool(marked), interrupted=marked)
+        if action == "start":
+            if module.check_mode:
+                module.exit_json(changed=False, release={**options["record"], "number": 0})
+            by_hand = adopt(engine, options)
+            record = write(engine, prefix, options["record"], {"result": RUNNING, "nodes": []})
+            # A record says that something is going on; whether anything changed, the services tell.
+            module.exit_json(changed=False, release=record, by_hand=by_hand and shown(by_hand))
+        if action == "finish":
+            if module.check_mode:
+                module.exit_json(changed=False, release={})
+            module.exit_json(changed=False, release=shown(finish(engine, options)))
+        everything = records(engine, prefix)
+        newest = next((record for record in everything if record.get("result") == SUCCEEDED), None)
+        told = drift(newest, live(engine, options["stack"]), options["service"])
+        if action == "list":
+            module.exit_json(changed=False, releases=[shown(r) for r in everything], drift=told, newest=newest)
+        if action == "plan":
+            module.exit_json(
+                changed=False,
+                drift=told,
+                newest=newest,
+                first=newest is None,
+                unchanged=newest is not None and not told and same(newest, options["record"]),
+            )
+        wanted = find(everything, options["to"])
+        service = engine.service(options["service"])
+        if not options["to"] and newest and service and image_of(service["Spec"]) != newest["image"]:
+            wanted = newest  # what runs was put there by hand: the release before it is the newest good one
+        module.exit_json(changed=False, release=wanted, drift=told, newest=newest)
+    except EngineError as exc:
+        module.fail_json(msg=f"The history of releases cannot be used: {exc}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+#!/usr/bin/python
+"""Follow an update of the node service through the Swarm, and prove each node from outside."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lyttle_rollout
+short_description: Prove each node of a rolling update, and put the old version back when one fails
+description:
+  - V(nodes) tells which nodes the service should run on; V(baseline) notes what each node answers before an update.
+  - V(next) waits until Swarm runs the service's present spec on a node that has not proved it yet, and proves that
+    node by requests from outside. A failed proof puts the old specs back at once, in the same call.
+  - V(finish) waits until Swarm itself calls the update done; V(settle) waits until every node serves what the
+    service says, after a put-back.
+  - An outcome other than C(proved) fails the task, with everything that is known.
+options:
+  action:
+    description: What to do.
+    choices: [nodes, baseline, next, finish, settle]
+    required: true
+    type: str
+  service:
+    description: The node service.
+    type: str
+    default: lyttlenginx_lyttlenginx
+  domains:
+    description: Served domains, as C(lyttle-ops domains --json) tells them.
+    type: list
+    elements: dict
+    default: []
+  baseline:
+    description: The nodes of a baseline.
+    type: list
+    elements: dict
+    default: []
+  proven:
+    description: Ids of nodes that are proven.
+    type: list
+    elements: str
+    default: []
+  only:
+    description: Host names of the nodes to look at; all that the service can run on when empty.
+    type: list
+    elements: str
+    default: []
+  addresses:
+    description: Addresses of nodes by host name, where Swarm's own is not the one that clients use.
+    type: dict
+    default: {}
+  http_port:
+    description: Where the nodes listen for HTTP.
+    type: int
+    default: 80
+  https_port:
+    description: Where the nodes listen for HTTPS.
+    type: int
+    default: 443
+  started_at:
+    description: When the update was started, as M(lyttle_stack) tells it.
+    type: str
+    default: ""
+  put_back:
+    description: Services to put back when a proof fails, with the digest of the spec that each must come back to.
+    type: dict
+    default: {}
+  proof_seconds:
+    description: Time for one proof.
+    type: int
+    default: 15
+  node_seconds:
+    description: Time until the next node runs the new version.
+    type: int
+    default: 300
+  lock_id:
+    description: The deploy lock, refreshed meanwhile.
+    type: str
+    default: ""
+  lock_seconds:
+    description: Its time.
+    type: int
+    default: 600
+  docker_host:
+    description: The engine's socket, as unix:///var/run/docker.sock.
+    type: str
+attributes:
+  check_mode:
+    description: Only V(nodes) and V(baseline) run.
+    support: partial
+"""
+
+RETURN = r"""
+outcome:
+  description: C(proved), C(failed) (a proof), C(swarm) (Swarm itself gave up) or C(late).
+  type: str
+  returned: next, finish, settle
+reason:
+  description: Why it was not proved.
+  type: str
+  returned: next, finish, settle
+node:
+  description: The node's host name, address, time and counts.
+  type: dict
+  returned: next
+nodes:
+  description: The nodes with what they answered.
+  type: list
+  returned: baseline, settle
+put_back:
+  description: Whether the old specs were put back in this call.
+  type: bool
+  returned: next
+"""
+
+import os
+import time
+from typing import Any
+
+from ansible.module_utils import lyttle_proof as proof
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lyttle_engine import (
+    ARGUMENT,
+    Engine,
+    EngineError,
+    Orphaned,
+    check_parent,
+    mode_of,
+    spec_digest,
+    timestamp,
+)
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, failures_since, logs_of
+
+_POLL = 0.5  # seconds between two looks at the tasks
+_LOCK_REFRESH = 15.0  # seconds
+
+
+class Rollout:
+    """One call of the module."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._engine = Engine(options["docker_host"])
+        self._name: str = options["service"]
+        self._ports = proof.Ports(options["http_port"], options["https_port"])
+        self._started = time.monotonic()
+        self._refreshed = 0.0
+
+    def _tick(self) -> None:
+        """Between two steps: does the play still live, and the lock?"""
+        check_parent()
+        lock, at = self._options["lock_id"], time.monotonic()
+        if lock and at - self._refreshed > _LOCK_REFRESH:
+            state = {"expires_at": timestamp(time.time() + self._options["lock_seconds"])}
+            try:
+                self._engine.label_config(lock, state)
+            except EngineError as exc:
+                if exc.status == 404:
+                    raise EngineError("The deploy lock was taken over by somebody else: this deploy stops") from exc
+                raise
+            self._refreshed = at
+
+    def _service(self) -> dict[str, Any]:
+        service = self._engine.service(self._name)
+        if service is None:
+            raise EngineError(f"The service {self._name} does not exist; deploy it first")
+        return service
+
+    def _nodes(self, service: dict[str, Any]) -> list[dict[str, Any]]:
+        nodes = edge_nodes(self._engine.nodes(), service["Spec"], self._options["addresses"])
+        only = self._options["only"]
+        if mode_of(service["Spec"]) == "replicated":
+            tasks = self._engine.tasks(self._name)
+            holding = {task.get("NodeID") for task in tasks if task["DesiredState"] == "running"}
+            nodes = [node for node in nodes if node["id"] in holding]
+        return [node for node in nodes if not only or node["hostname"] in only]
+
+    def nodes(self) -> dict[str, Any]:
+        """The nodes that have to prove the service."""
+        found = self._nodes(self._service())
+        if not found:
+            raise EngineError(
+                "No node that is ready and active may run the service: set swarm_edge in the inventory, or "
+                "`docker node update --label-add lyttle.edge=true NODE`"
+            )
+        return {"nodes": found}
+
+    def _before(self, node_id: str) -> dict[str, str]:
+        known = next((node for node in self._options["baseline"] if node["id"] == node_id), {})
+        return dict(known.get("answers") or {})
+
+    def baseline(self) -> dict[str, Any]:
+        """What each node that runs the service answers now."""
+        service = self._engine.service(self._name)
+        if service is None:
+            return {"nodes": [], "image": ""}
+        tasks, nodes = self._engine.tasks(self._name), []
+        for node in self._nodes(service):
+            self._tick()
+            here = [t for t in tasks if t.get("NodeID") == node["id"]]
+            running = next((t for t in here if t["Status"]["State"] == "running"), None)
+            answers = proof.baseline(node["address"], self._ports, self._options["domains"]) if running else {}
+            nodes.append({**node, "task": running and running["ID"], "answers": answers})
+        return {"nodes": nodes, "image": service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]}
+
+    def next(self) -> dict[str, Any]:
+        """Prove the next node that runs the service's spec."""
+        deadline = time.monotonic() + self._options["node_seconds"]
+        waiting: list[dict[str, Any]] = []
+        while time.monotonic() < deadline:
+            self._tick()
+            service = self._service()
+            tasks = self._engine.tasks(self._name)
+            told = self._swarm_gave_up(service, tasks)
+            if told:
+                return {"outcome": "swarm", "reason": told, "put_back": False, "node": {}}
+            nodes = self._nodes(service)
+            waiting = [node for node in nodes if node["id"] not in self._options["proven"]]
+            if not waiting:
+                return {"outcome": "proved", "reason": "", "put_back": False, "node": {}, "left": 0}
+            for node in waiting:
+                task = current_task(tasks, service, node["id"])
+                if task:
+                    return self._prove(node, task, tasks, nodes, len(waiting) - 1)
+            told = self._first_start_fails(tasks, waiting)
+            if told:
+                return {"outcome": "swarm", "reason": told, "put_back": False, "node": {}}
+            time.sleep(_POLL)
+        names = ", ".join(node["hostname"] for node in waiting)
+        reason = f"{names} did not run the new version within {self._options['node_seconds']} s. {self._why(waiting)}"
+        return {"outcome": "late", "reason": reason, "put_back": self._put_back(), "node": {}}
+
+    def _prove(
+        self,
+        node: dict[str, Any],
+        task: dict[str, Any],
+        tasks: list[dict[str, Any]],
+        nodes: list[dict[str, Any]],
+        left: int,
+    ) -> dict[str, Any]:
+        others = {t["ID"] for t in tasks if t.get("NodeID") == node["id"]} - {task["ID"]}
+        control = next((n["address"] for n in nodes if n["id"] != node["id"]), None)
+        result = proof.prove(
+            node["address"],
+            self._ports,
+            task["ID"],
+            others,
+            self._before(node["id"]),
+            self._options["proof_seconds"],
+            control,
+            self._tick,
+        )
+        about = {
+            **{key: node[key] for key in ("id", "hostname", "address")},
+            "proved_after_seconds": round(time.monotonic() - self._started, 1),
+            "requests": result.requests,
+            "retries": result.retries,
+            "failures": result.failures,
+            "instance": result.headers.get("x-lyttle-instance", ""),
+            "release": result.headers.get("x-lyttle-release", ""),
+            "task": task["ID"],
+            "notes": result.notes,
+        }
+        if result.ok:
+            return {"outcome": "proved", "reason": "", "put_back": False, "node": about, "left": left}
+        put_back = self._put_back()
+        reason = f"{node['hostname']} ({node['address']}): {result.reason}"
+        return {"outcome": "failed", "reason": reason, "put_back": put_back, "node": about}
+
+    def _put_back(self) -> bool:
+        """The specs of before, by Swarm's own rollback, when it would lead there. False: the play has to do it."""
+        services = []
+        for name, wanted in self._options["put_back"].items():
+            service = self._engine.service(name)
+            if service is None or spec_digest(service["Spec"]) == wanted:
+                continue
+            if spec_digest(service.get("PreviousSpec") or {}) != wanted:
+                return False
+            services.append(service)
+        for service in services:
+            self._engine.update_service(service, service["Spec"], rollback=True)
+        return bool(services)
+
+    def _swarm_gave_up(self, service: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+        """Swarm's own verdict on this update, in words; empty when there is none."""
+        status = service.get("UpdateStatus") or {}
+        state = status.get("State", "")
+        since = self._options["started_at"]
+        if not since or not (state.startswith("rollback") or state == "paused"):
+            return ""
+        if status.get("StartedAt", "")[:19] < since[:19]:
+            return ""  # the story of an earlier update
+        did = "stopped the update" if state == "paused" else "put the old version back"
+        return f"Swarm {did}. " + (self._failed(tasks) or status.get("Message", ""))
+
+    def _failed(self, tasks: list[dict[str, Any]]) -> str:
+        failed = failures_since(tasks, self._options["started_at"])
+        if not failed:
+            return ""
+        task = failed[0]
+        names = {node["ID"]: node["Description"]["Hostname"] for node in self._engine.nodes()}
+        error = task["Status"].get("Err") or task["Status"].get("Message", "")
+        where = names.get(task.get("NodeID", ""), "a node")
+        return f"Its task on {where} ended: {error}.{logs_of(self._engine, task)}"
+
+    def _first_start_fails(self, tasks: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> str:
+        """A first deployment has no update that Swarm could stop: three ends on one node tell enough."""
+        if self._options["baseline"] and any(node.get("task") for node in self._options["baseline"]):
+            return ""
+        for node in waiting:
+            failed = failures_since([t for t in tasks if t.get("NodeID") == node["id"]], self._options["started_at"])
+            if len(failed) >= 3:
+                return f"{len(failed)} starts failed on {node['hostname']}. {self._failed(failed)}"
+        return ""
+
+    def _why(self, waiting: list[dict[str, Any]]) -> str:
+        """What Swarm says of the tasks that were waited for."""
+        told = []
+        tasks = self._engine.tasks(self._name)
+        for node in waiting:
+            task = next((t for t in tasks if t.get("NodeID") == node["id"] and t["DesiredState"] == "running"), None)
+            if task:
+                status = task["Status"]
+                said = status.get("Err") or status.get("Message", "")
+                told.append(f"{node['hostname']}: {status['State']} ({said})")
+        return "; ".join(told) or "Swarm made no task there: `docker service ps --no-trunc` tells more"
+
+    def finish(self) -> dict[str, Any]:
+        """Wait until Swarm has watched the last task for its monitoring time."""
+        deadline = time.monotonic() + self._options["node_seconds"]
+        while time.monotonic() < deadline:
+            self._tick()
+            service = self._service()
+            told = self._swarm_gave_up(service, self._engine.tasks(self._name))
+            if told:
+                return {"outcome": "swarm", "reason": told}
+            if (service.get("UpdateStatus") or {}).get("State", "completed") != "updating":
+                return {"outcome": "proved", "reason": ""}
+            time.sleep(_POLL)
+        return {
+            "outcome": "late",
+            "reason": "Swarm did not call the update done in time; `docker service inspect` tells",
+        }
+
+    def settle(self) -> dict[str, Any]:
+        """Wait until every node serves what the service says; count what goes wrong meanwhile."""
+        deadline = time.monotonic() + self._options["node_seconds"]
+        bad, done, reason = 0, [], "nothing was seen"
+        while time.monotonic() < deadline:
+            self._tick()
+            service, tasks = self._service(), self._engine.tasks(self._name)
+            left = [node for node in self._nodes(service) if node["id"] not in [n["id"] for n in done]]
+            busy = (service.get("UpdateStatus") or {}).get("State", "") in ("updating", "rollback_started")
+            if not left and not busy:
+                return {"outcome": "proved", "reason": "", "nodes": done, "failures": bad}
+            for node in left:
+                before = self._before(node["id"])
+                bad += proof.count_bad(node["address"], self._ports, before)
+                task = current_task(tasks, service, node["id"])
+                if task is None:
+                    reason = f"{node['hostname']} does not run it yet"
+                    continue
+                others = {t["ID"] for t in tasks if t.get("NodeID") == node["id"]} - {task["ID"]}
+                result = proof.prove(node["address"], self._ports, task["ID"], others, before, 10, None, self._tick)
+                bad += result.failures
+                reason = f"{node['hostname']}: {result.reason}"
+                if result.ok:
+                    done.append({key: node[key] for key in ("id", "hostname", "address")})
+            time.sleep(_POLL)
+        return {"outcome": "late", "reason": reason, "nodes": done, "failures": bad}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "action": {"type": "str", "required": True, "choices": ["nodes", "baseline", "next", "finish", "settle"]},
+            "service": {"type": "str", "default": "lyttlenginx_lyttlenginx"},
+            "domains": {"type": "list", "elements": "dict", "default": []},
+            "baseline": {"type": "list", "elements": "dict", "default": []},
+            "proven": {"type": "list", "elements": "str", "default": []},
+            "only": {"type": "list", "elements": "str", "default": []},
+            "addresses": {"type": "dict", "default": {}},
+            "http_port": {"type": "int", "default": 80},
+            "https_port": {"type": "int", "default": 443},
+            "started_at": {"type": "str", "default": ""},
+            "put_back": {"type": "dict", "default": {}},
+            "proof_seconds": {"type": "int", "default": 15},
+            "node_seconds": {"type": "int", "default": 300},
+            "lock_id": {"type": "str", "default": ""},
+            "lock_seconds": {"type": "int", "default": 600},
+            **ARGUMENT,
+        },
+        supports_check_mode=True,
+    )
+    rollout = Rollout(module.params)
+    if module.check_mode and module.params["action"] not in ("nodes", "baseline"):
+        module.exit_json(skipped=True, changed=False, outcome="proved", reason="", node={}, nodes=[], left=0)
+    try:
+        result = getattr(rollout, module.params["action"])()
+    except Orphaned:
+        os._exit(1)  # nobody reads this any more; the next deploy takes over
+    except EngineError as exc:
+        module.fail_json(msg=str(exc))
+    if result.get("outcome", "proved") != "proved":
+        module.fail_json(msg=result["reason"], **result)
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+#!/usr/bin/python
+"""`docker stack deploy`, honest about what it changed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lyttle_stack
+short_description: Deploy a stack and tell which services that changed
+description:
+  - Runs C(docker stack deploy) with the given files and compares the services' specs before and after, since an
+    unchanged spec restarts no task.
+  - An image put there by C(docker service update) is replaced too. C(docker stack deploy) alone leaves it, because
+    it only looks at the label with the image that the last stack file asked for.
+options:
+  stack:
+    description: The stack's name.
+    type: str
+    required: true
+  compose:
+    description: The stack files' text, the later ones laid over the first.
+    type: list
+    elements: str
+    required: true
+  variables:
+    description: What the stack files' variables stand for.
+    type: dict
+    default: {}
+  registry_auth:
+    description: Hand the credentials of O(docker_config) to the nodes.
+    type: bool
+    default: false
+  docker_config:
+    description: The folder with the credentials.
+    type: path
+  docker_host:
+    description: The engine's socket, as unix:///var/run/docker.sock.
+    type: str
+attributes:
+  check_mode:
+    description: Nothing is deployed. C(docker stack deploy) has no dry run, so the task is skipped.
+    support: none
+"""
+
+RETURN = r"""
+services:
+  description: Names of the services whose spec changed.
+  type: list
+  returned: success
+specs:
+  description: Digest of each service's spec before the deploy.
+  type: dict
+  returned: success
+"""
+
+import os
+import subprocess
+import tempfile
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, now, spec_digest
+
+_LABEL = "com.docker.stack.image"
+_DEADLINE = 120  # seconds for docker stack deploy, which only writes specs
+
+
+def digests(engine: Engine, stack: str) -> dict[str, str]:
+    """Each service's spec digest by name."""
+    return {service["Spec"]["Name"]: spec_digest(service["Spec"]) for service in engine.stack_services(stack)}
+
+
+def tell_images(engine: Engine, stack: str) -> None:
+    """Let the label say which image runs: a change of the service's labels restarts no task."""
+    for service in engine.stack_services(stack):
+        spec = service["Spec"]
+        image = spec["TaskTemplate"]["ContainerSpec"]["Image"]
+        if (spec.get("Labels") or {}).get(_LABEL, image) != image:
+            spec["Labels"][_LABEL] = image
+            engine.update_service(service, spec)
+
+
+def deploy(options: dict[str, Any]) -> None:
+    """Run docker stack deploy. Raises EngineError with its message."""
+    environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    environment.update({key: str(value) for key, value in options["variables"].items()})
+    if options["docker_config"]:
+        environment["DOCKER_CONFIG"] = options["docker_config"]
+    with tempfile.TemporaryDirectory(prefix="lyttle-stack-") as folder:
+        command = ["docker"]
+        if options["docker_host"]:
+            command += ["--host", options["docker_host"]]
+        # The image is named by its digest, or loaded onto the nodes: no registry is asked again.
+        command += ["stack", "deploy", "--resolve-image", "never"]
+        if options["registry_auth"]:
+            command.append("--with-registry-auth")
+        for number, text in enumerate(options["compose"]):
+            path = os.path.join(folder, f"{number}.yml")
+            with open(path, "w") as file:
+                file.write(text)
+            command += ["--compose-file", path]
+        try:
+            done = subprocess.run(
+                [*command, options["stack"]],
+                env=environment,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=_DEADLINE,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise EngineError(f"docker stack deploy did not end within {_DEADLINE} s") from exc
+        except OSError as exc:
+            raise EngineError(f"The docker command cannot be run: {exc}") from exc
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "Ignoring unsupported" not in line]
+        raise EngineError(f"docker stack deploy failed: {' '.join(lines[-3:])[:500]}")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "stack": {"type": "str", "required": True},
+            "compose": {"type": "list", "elements": "str", "required": True},
+            "variables": {"type": "dict", "default": {}},
+            "registry_auth": {"type": "bool", "default": False},
+            "docker_config": {"type": "path"},
+            **ARGUMENT,
+        },
+    )
+    options: dict[str, Any] = module.params
+    engine = Engine(options["docker_host"])
+    try:
+        started = now()
+        tell_images(engine, options["stack"])
+        before = digests(engine, options["stack"])
+        deploy(options)
+        after = digests(engine, options["stack"])
+    except EngineError as exc:
+        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}")
+    changed = sorted(name for name in after if before.get(name) != after[name])
+    module.exit_json(changed=bool(changed), services=changed, specs=before, started_at=started)
+
+
+if __name__ == "__main__":
+    main()

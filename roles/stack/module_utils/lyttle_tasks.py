@@ -1,0 +1,98 @@
+"""What Swarm's tasks and nodes mean for the node service."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ansible.module_utils.lyttle_engine import Engine
+
+FAILED = ("failed", "rejected")
+
+
+def address_of(node: dict[str, Any]) -> str:
+    """A node's own address. A manager may call itself 0.0.0.0; its raft address is then the one that others use."""
+    told = str(node.get("Status", {}).get("Addr", ""))
+    if told in ("", "0.0.0.0", "127.0.0.1"):  # noqa: S104 - compared, not bound
+        told = str(node.get("ManagerStatus", {}).get("Addr", "")).rpartition(":")[0].strip("[]")
+    return told
+
+
+def is_up(node: dict[str, Any]) -> bool:
+    """Whether Swarm would run a task there."""
+    return node["Status"]["State"] == "ready" and node["Spec"]["Availability"] == "active"
+
+
+def meets(node: dict[str, Any], constraints: list[str]) -> bool:
+    """Whether a node meets placement constraints: those on its id, name, role and labels (all that this stack uses)."""
+    for constraint in constraints:
+        different = "!=" in constraint
+        left, _, right = constraint.partition("!=" if different else "==")
+        name, wanted = left.strip(), right.strip()
+        if name == "node.id":
+            value = node["ID"]
+        elif name == "node.hostname":
+            value = node["Description"]["Hostname"]
+        elif name == "node.role":
+            value = node["Spec"]["Role"]
+        elif name.startswith("node.labels."):
+            value = (node["Spec"].get("Labels") or {}).get(name[len("node.labels.") :], "")
+        else:
+            continue
+        if (value.lower() == wanted.lower()) == different:
+            return False
+    return True
+
+
+def edge_nodes(nodes: list[dict[str, Any]], spec: dict[str, Any], addresses: dict[str, str]) -> list[dict[str, Any]]:
+    """The nodes that the service should run on now: id, hostname, address, by host name."""
+    constraints = spec["TaskTemplate"].get("Placement", {}).get("Constraints") or []
+    found = [
+        {
+            "id": node["ID"],
+            "hostname": node["Description"]["Hostname"],
+            "address": addresses.get(node["Description"]["Hostname"]) or address_of(node),
+        }
+        for node in nodes
+        if is_up(node) and meets(node, constraints)
+    ]
+    return sorted(found, key=lambda node: node["hostname"])
+
+
+def _comparable(spec: dict[str, Any]) -> str:
+    """A template without what restarts no task: where it may run, and the registry's credentials."""
+    spec = json.loads(json.dumps(spec))
+    spec.pop("Placement", None)
+    spec.get("ContainerSpec", {}).pop("PullOptions", None)
+    for network in spec.get("Networks") or []:
+        network.pop("Aliases", None) if not network.get("Aliases") else None
+    return json.dumps(spec, sort_keys=True)
+
+
+def runs(task: dict[str, Any], service: dict[str, Any]) -> bool:
+    """Whether a task was made from the service's present template."""
+    return _comparable(task["Spec"]) == _comparable(service["Spec"]["TaskTemplate"])
+
+
+def current_task(tasks: list[dict[str, Any]], service: dict[str, Any], node_id: str) -> dict[str, Any] | None:
+    """The task on a node that runs (and by that is healthy) with the service's present template."""
+    for task in tasks:
+        if (
+            task.get("NodeID") == node_id
+            and task["DesiredState"] == "running"
+            and task["Status"]["State"] == "running"
+            and runs(task, service)
+        ):
+            return task
+    return None
+
+
+def failures_since(tasks: list[dict[str, Any]], since: str) -> list[dict[str, Any]]:
+    """Tasks made since then (ISO 8601) that failed, newest first."""
+    return [t for t in tasks if t["Status"]["State"] in FAILED and t["CreatedAt"][:19] >= since[:19]]
+
+
+def logs_of(engine: Engine, task: dict[str, Any]) -> str:
+    """The last lines of a task, to go after a sentence."""
+    lines = engine.task_logs(task["ID"])
+    return " It said last: " + " | ".join(lines) if lines else " It wrote no log."
