@@ -1,5 +1,6 @@
 """Looks at what this instance consists of: NGINX, the API, PostgreSQL. None asks PostgreSQL anything."""
 
+import errno
 import http.client
 import ipaddress
 import logging
@@ -114,4 +115,6 @@ def _connect(address: str) -> str | None:
         socket.create_connection((str(ip), int(port)), timeout=2).close()
         return None
     except OSError as exc:
+        if exc.errno == errno.EADDRNOTAVAIL and str(ip) == "::1":
+            return None  # as in most containers: the kernel has IPv6, this network does not, so nobody comes that way
         return exc.strerror or str(exc)
