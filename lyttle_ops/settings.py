@@ -14,7 +14,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict
@@ -136,6 +136,12 @@ def _absolute(value: Path) -> Path:
     return value
 
 
+def _socket_path(value: Path) -> Path:
+    if len(os.fsencode(_absolute(value))) > 100:  # unix(7): 107 bytes, and the holder adds a few
+        raise ValueError(f"{str(value)!r} is too long for a unix socket; accepted: at most 100 bytes")
+    return value
+
+
 def _admin_password(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < 8:
         raise ValueError("is too short; accepted: at least 8 characters")
@@ -175,10 +181,31 @@ Listen = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_add
 Networks = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_networks)]
 
 
-class Settings(BaseModel):
-    """Every setting of a node; a field FOO_BAR is read from FOO_BAR or the file named by FOO_BAR_FILE."""
+class PortsSettings(BaseModel):
+    """What the holder of the ports reads; a node reads the same and more."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    http_listen: Listen = Field(
+        default_factory=lambda: _everywhere(80),
+        description="addresses for HTTP, comma separated; default: 0.0.0.0:80, and [::]:80 where the kernel has IPv6",
+    )
+    https_listen: Listen = Field(
+        default_factory=lambda: _everywhere(443),
+        description="addresses for HTTPS, comma separated; default: 0.0.0.0:443, and [::]:443 where there is IPv6",
+    )
+    api_listen: Annotated[str, AfterValidator(_address)] = Field(
+        "127.0.0.1:3003", description="address of the control API"
+    )
+    ports_socket: Annotated[Path, AfterValidator(_socket_path)] = Field(
+        Path("/run/lyttle-ports/ports.sock"), description="where the holder of the ports lends them to the node"
+    )
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else json")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
+
+
+class Settings(PortsSettings):
+    """Every setting of a node; a field FOO_BAR is read from FOO_BAR or the file named by FOO_BAR_FILE."""
 
     database_url: DatabaseURL = Field(description="PostgreSQL, as postgresql://user:password@host:5432/name")
     database_migration_url: DatabaseURL | None = Field(
@@ -200,6 +227,14 @@ class Settings(BaseModel):
         min_length=1,
         description="identity of the machine (Swarm node id); default: /etc/machine-id",
     )
+    task_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$",
+        description="identity of this container's task (Swarm: {{.Task.ID}}), told to whoever asks; optional",
+    )
+    listen: Literal["held", "bind"] = Field(
+        "bind", description="held: take the listening sockets from the holder of the ports; bind: open them here"
+    )
     state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         Path("/app/state"), description="small durable state: restart.count, last known configuration"
     )
@@ -209,17 +244,6 @@ class Settings(BaseModel):
     )
     shared_dir: Annotated[Path, AfterValidator(_absolute)] | None = Field(
         None, description="folder that all nodes share (NFS), for a copy of the cluster's state; may be away or hang"
-    )
-    http_listen: Listen = Field(
-        default_factory=lambda: _everywhere(80),
-        description="addresses for HTTP, comma separated; default: 0.0.0.0:80, and [::]:80 where the kernel has IPv6",
-    )
-    https_listen: Listen = Field(
-        default_factory=lambda: _everywhere(443),
-        description="addresses for HTTPS, comma separated; default: 0.0.0.0:443, and [::]:443 where there is IPv6",
-    )
-    api_listen: Annotated[str, AfterValidator(_address)] = Field(
-        "127.0.0.1:3003", description="address of the control API"
     )
     trusted_load_balancers: Networks = Field(
         (),
@@ -248,8 +272,6 @@ class Settings(BaseModel):
     refresh_token_lifetime: int = Field(
         7 * 86400, ge=300, le=90 * 86400, description="seconds a log-in lasts without a new password"
     )
-    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto: text on a terminal, else json")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
 
     def master_keys(self) -> tuple[bytes, bytes | None]:
         """MASTER_KEY and MASTER_KEY_PREVIOUS as bytes, for Keyring."""
@@ -258,6 +280,9 @@ class Settings(BaseModel):
             base64.b64decode(self.master_key.get_secret_value()),
             base64.b64decode(previous.get_secret_value()) if previous else None,
         )
+
+
+_S = TypeVar("_S", bound=PortsSettings)
 
 
 @dataclass(frozen=True)
@@ -272,12 +297,17 @@ class Source:
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from `environment` (default: the process's). Raises ConfigurationError."""
-    return _read(os.environ if environment is None else environment)[0]
+    return _read(Settings, os.environ if environment is None else environment)[0]
+
+
+def load_ports(environment: Mapping[str, str] | None = None) -> PortsSettings:
+    """The few settings of the holder of the ports. Raises ConfigurationError."""
+    return _read(PortsSettings, os.environ if environment is None else environment)[0]
 
 
 def explain(environment: Mapping[str, str] | None = None) -> list[Source]:
     """Every setting with its source, secrets masked. Raises ConfigurationError."""
-    settings, origins = _read(os.environ if environment is None else environment)
+    settings, origins = _read(Settings, os.environ if environment is None else environment)
     return [
         Source(
             name.upper(),
@@ -299,11 +329,11 @@ def _shown(value: Any) -> str:
     return "***" if isinstance(value, SecretStr) else str(value)
 
 
-def _read(environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+def _read(kind: type[_S], environment: Mapping[str, str]) -> tuple[_S, dict[str, str]]:
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
-    for name in Settings.model_fields:
+    for name in kind.model_fields:
         variable = name.upper()
         direct, path = environment.get(variable, ""), environment.get(f"{variable}_FILE", "")
         if variable.endswith("_FILE"):  # ACME_CA_FILE is itself a path
@@ -321,7 +351,7 @@ def _read(environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
             values[name] = direct
             origins[name] = "environment"
     try:
-        settings = Settings.model_validate(values)
+        settings = kind.model_validate(values)
     except ValidationError as exc:
         reported = {problem.split(":")[0].removesuffix("_FILE") for problem in problems}
         problems += [text for text in map(_problem, exc.errors()) if text.split(":")[0] not in reported]
