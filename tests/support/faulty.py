@@ -65,7 +65,7 @@ def serving(
             thread.join()
 
 
-def load_of(server: Server, kind: str, rate: float = 150) -> Load:
+def load_of(server: Server, kind: str, rate: float = 100) -> Load:
     address, port = server.server_address[:2]
     return Load([str(address)], HOST, rate, server.ca, http_port=port, https_port=port, mix={kind: 1})
 

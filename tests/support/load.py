@@ -78,6 +78,7 @@ class Report:
     first_failures: list[Failure]
     errors: dict[str, int]  # "kind: error" → how often
     websockets: list[WebsocketEnd]
+    withheld: int  # requests that were due and not made, for too many were under way or this machine was too busy
     worst_lag_ms: float  # how late the generator itself was at worst: large means that this machine was too busy
 
     @classmethod
@@ -91,6 +92,7 @@ class Report:
             first_failures=[Failure(**failure) for failure in said["first_failures"]],
             errors=said["errors"],
             websockets=[WebsocketEnd(**end) for end in said["websockets"]],
+            withheld=said["withheld"],
             worst_lag_ms=said["worst_lag_ms"],
         )
 
@@ -105,7 +107,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.seconds:.0f} s, worst lag {self.worst_lag_ms:.0f} ms",
+            f"{self.seconds:.0f} s, worst lag {self.worst_lag_ms:.0f} ms, {self.withheld} requests withheld",
             *(_line(name, figures) for name, figures in {**self.kinds, "total": self.total}.items()),
             *(_line(f"phase {name}", figures) for name, figures in self.phases.items()),
         ]

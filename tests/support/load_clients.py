@@ -192,6 +192,7 @@ class Http2(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.open = False  # takes new requests
+        self.ended = False  # by the server
         self.answered = 0
         self._transport: asyncio.Transport | None = None
         self._peer = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
@@ -253,13 +254,14 @@ class Http2(asyncio.Protocol):
                 else:
                     self._events(self._peer.receive_data(frame))
         except (h2.exceptions.H2Error, ValueError, KeyError) as exc:
+            self.ended = True
             self._end_all(f"no HTTP/2: {exc}", broken=True)
             self._shut()
             return
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
+        self.open, self.ended = False, True
         self._end_all(error_text(exc) if exc else "closed")
 
     # -- parts
@@ -288,7 +290,7 @@ class Http2(asyncio.Protocol):
 
     def _go_away(self, payload: bytes) -> None:
         last, code = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF, int.from_bytes(payload[4:8], "big")
-        self.open = False
+        self.open, self.ended = False, True
         self._promised = last
         for number, stream in self._streams.items():
             if stream.waiting.done():

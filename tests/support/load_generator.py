@@ -1,7 +1,9 @@
 """The load generator's process: paced requests, and the account of how each ended. `tests.support.load` starts it.
 
 Open loop: each address has its own even rate, and a request starts when it is due, however slow the others are; its
-time is counted from then, so a server that stalls cannot make itself look good by holding the generator up.
+time is counted from then, so a server that stalls cannot make itself look good by holding the generator up. Two things
+keep an overload from feeding itself: at most `UNDERWAY` requests to an address at once (those fail by their deadline if
+they are not answered), and beats that this process slept through are not made up for. Both are reported as *withheld*.
 
 What counts (DESIGN.md, "Held ports"): an error on a fresh connection, after any byte of the answer, on a request that
 is not idempotent, a status of 4xx or 5xx, an answer that is not the whole answer to this very request, and silence of
@@ -37,6 +39,7 @@ from tests.support.load_account import Tally, Target, total
 from tests.support.load_clients import Answer, Closed, Failed, Http1, Http2, error_text
 
 TIMEOUT = 10.0  # seconds for one request, its retry included
+UNDERWAY = 100  # requests to an address
 KEPT = 8  # idle keep-alive connections of an address
 POST_BYTES = 512
 FIRST_FAILURES = 20
@@ -66,6 +69,7 @@ class Generator:
         self.errors: Counter[str] = Counter()
         self.websockets: list[dict[str, Any]] = []
         self.worst_lag = 0.0
+        self.withheld = 0
         self.started = time.monotonic()
         self._paths = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +111,13 @@ class Generator:
                 await asyncio.sleep(wait)
             else:
                 self.worst_lag = max(self.worst_lag, -wait)
-            if target.active.is_set():  # still
+                missed = int(-wait / self.gap)
+                self.withheld += missed
+                due += missed * self.gap
+            if target.underway >= UNDERWAY:
+                self.withheld += 1
+            elif target.active.is_set():  # still
+                target.underway += 1
                 self._spawn(self._request(target, kind, due))
             due += self.gap
 
@@ -122,7 +132,6 @@ class Generator:
         tally = Tally(requests=1)
         phase = self.current
         path = f"/load/{kind}/{next(self._paths)}"
-        target.underway += 1
         try:
             async with asyncio.timeout(TIMEOUT):
                 answer = await self._ask(target, kind, path, tally)
@@ -190,14 +199,17 @@ class Generator:
         return connection
 
     async def _http2(self, target: Target) -> Http2:
-        """The connection that takes requests; who asks meanwhile waits for the same one."""
-        if target.http2 is not None and target.http2.available:
-            return target.http2
-        if target.connecting is None:
-            if target.http2 is not None:
-                target.http2.close()
-            target.connecting = asyncio.get_running_loop().create_task(self._connect_http2(target))
-        return await asyncio.shield(target.connecting)
+        """A connection that takes requests; who asks while it is made waits for the same one."""
+        while True:
+            if target.http2 is not None and target.http2.available:
+                return target.http2
+            if target.connecting is None:
+                if target.http2 is not None:
+                    target.http2.close()
+                target.connecting = asyncio.get_running_loop().create_task(self._connect_http2(target))
+            connection = await asyncio.shield(target.connecting)
+            if connection.available or connection.ended:
+                return connection  # ended by the server: that is for the request to tell
 
     async def _connect_http2(self, target: Target) -> Http2:
         try:
@@ -299,6 +311,7 @@ class Generator:
             "first_failures": self.first_failures,
             "errors": dict(self.errors.most_common()),
             "websockets": self.websockets,
+            "withheld": self.withheld,
             "worst_lag_ms": round(self.worst_lag * 1000, 1),
         }
 
