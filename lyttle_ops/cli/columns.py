@@ -10,21 +10,17 @@ Cell = str | tuple[str, str | None]  # a text, or a text and its colour
 
 def print_columns(headings: Sequence[str], rows: Iterable[Sequence[Cell]], indent: str = "") -> None:
     """Print `rows` under `headings`; nothing when there are no rows."""
-    cells = [[cell if isinstance(cell, tuple) else (cell, None) for cell in row] for row in rows]
-    if not cells:
+    table = [[cell if isinstance(cell, tuple) else (cell, None) for cell in row] for row in rows]
+    if not table:
         return
-    widths = [max(len(heading), *(len(row[i][0]) for row in cells)) for i, heading in enumerate(headings)]
-    click.echo(indent + _line([click.style(h.ljust(w), dim=True) for h, w in zip(headings, widths, strict=True)]))
-    for row in cells:
+    table.insert(0, [(heading, "bright_black") for heading in headings])
+    widths = [max(len(content) for content, _ in column) for column in zip(*table, strict=True)]
+    for line in table:
         padded = [
-            click.style(text.ljust(width), fg=colour) if colour else text.ljust(width)
-            for (text, colour), width in zip(row, widths, strict=True)
+            (click.style(content, fg=colour) if colour else content) + " " * (width - len(content))
+            for (content, colour), width in zip(line, widths, strict=True)
         ]
-        click.echo(indent + _line(padded))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "  ".join(cells).rstrip()
+        click.echo((indent + "  ".join(padded)).rstrip())
 
 
 def text(value: object, missing: str = "–") -> str:

@@ -84,7 +84,6 @@ class Progress:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.play = ""
         self.current: Step | None = None
         self.finished: list[Step] = []  # those that ran somewhere
         self.hosts: dict[str, Host] = {}
@@ -92,6 +91,7 @@ class Progress:
         self.result: dict[str, Any] | None = None
         self.errors: list[str] = []  # Ansible's own, outside of tasks
         self.unmatched: list[str] = []  # host patterns that match nobody
+        self._pattern = ""
         self._last_failure: dict[str, Failure] = {}
         self._failed_hosts: set[str] | None = None  # by the closing statistics; None before them
 
@@ -100,7 +100,7 @@ class Progress:
         data: Mapping[str, Any] = event.get("event_data") or {}
         match str(event.get("event", "")):
             case "playbook_on_play_start":
-                self.play = str(data.get("name", ""))
+                self._pattern = str(data.get("pattern", ""))
                 return self.end_step()
             case "playbook_on_task_start":
                 ended = self.end_step()
@@ -121,13 +121,15 @@ class Progress:
             case "runner_on_unreachable":
                 self._failed(data, State.UNREACHABLE)
             case "playbook_on_no_hosts_matched":
-                self.unmatched.append(str(data.get("play", self.play)))
+                self.unmatched.append(self._pattern)
             case "error":
                 if not data.get("task"):  # a task's own comes with the task
                     self.errors.append(_text(event.get("stdout", "")))
             case "playbook_on_stats":
                 self._failed_hosts = {*data.get("failures", {}), *data.get("dark", {})}
-                self._told(data.get("artifact_data", {}))
+                said = data.get("artifact_data", {})
+                if self.result is None:  # it may have been too large for an event of its own
+                    self._told({name: value for name, value in said.items() if name != "lyttle_outcome"})
                 return self.end_step()
         return False
 
