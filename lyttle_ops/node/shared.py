@@ -179,16 +179,16 @@ class SharedCopy:
         newest = good[0] if good else None
         if newest is not None:
             _revision.labels(str(self._folder)).set(newest.revision)
-        if term is not None and self._written is not None and self._written[0] == term:
-            if newest is None or newest.term < term or newest.revision != self._written[1].revision:
-                self._written = None  # somebody emptied or restored the folder
-                raise SharedCopyUnusable(f"what was written to {self._place(term)} is not there any more")
-            if newest.term > term:
-                raise SharedCopyUnusable(
-                    f"{self._place(newest.term)} is of a term that has not come yet, and readers take it: PostgreSQL "
-                    "was restored from a backup, or another cluster writes there. Empty the folder, or give this "
-                    "cluster one of its own"
-                )
+        if term is not None and newest is not None and newest.term > term:
+            raise SharedCopyUnusable(
+                f"{self._place(newest.term)} is of a term that has not come yet, and readers take it: PostgreSQL "
+                "was restored from a backup, or another cluster writes there. Empty the folder, or give this "
+                "cluster one of its own"
+            )
+        found = (newest.term, newest.revision) if newest is not None else None
+        if term is not None and self._written is not None and (term, self._written[1].revision) != found:
+            self._written = None  # somebody emptied or restored the folder
+            raise SharedCopyUnusable(f"what was written to {self._place(term)} is not there any more")
         wanted, expected = self._wanted, self._expected
         self._expected = wanted.revision if wanted is not None else 0
         if newest is None:
