@@ -25,13 +25,18 @@ options:
     description: What the stack files' variables stand for.
     type: dict
     default: {}
-  registry_auth:
-    description: Hand the credentials of O(docker_config) to the nodes.
-    type: bool
-    default: false
-  docker_config:
-    description: The folder with the credentials.
-    type: path
+  registry:
+    description: The registry whose credentials the nodes need.
+    type: str
+    default: ""
+  username:
+    description: User of the registry; without one the nodes pull without credentials.
+    type: str
+    default: ""
+  password:
+    description: The user's password or token. It stands in a file of a temporary folder while docker runs.
+    type: str
+    default: ""
   docker_host:
     description: The engine's socket, as unix:///var/run/docker.sock.
     type: str
@@ -52,6 +57,8 @@ specs:
   returned: success
 """
 
+import base64
+import json
 import os
 import subprocess
 import tempfile
@@ -83,15 +90,17 @@ def deploy(options: dict[str, Any]) -> None:
     """Run docker stack deploy. Raises EngineError with its message."""
     environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     environment.update({key: str(value) for key, value in options["variables"].items()})
-    if options["docker_config"]:
-        environment["DOCKER_CONFIG"] = options["docker_config"]
     with tempfile.TemporaryDirectory(prefix="lyttle-stack-") as folder:
+        environment["DOCKER_CONFIG"] = folder
         command = ["docker"]
         if options["docker_host"]:
             command += ["--host", options["docker_host"]]
         # The image is named by its digest, or loaded onto the nodes: no registry is asked again.
         command += ["stack", "deploy", "--resolve-image", "never"]
-        if options["registry_auth"]:
+        if options["username"]:
+            login = base64.b64encode(f"{options['username']}:{options['password']}".encode()).decode()
+            with open(os.path.join(folder, "config.json"), "w") as file:  # the folder is for its owner only
+                json.dump({"auths": {options["registry"]: {"auth": login}}}, file)
             command.append("--with-registry-auth")
         for number, text in enumerate(options["compose"]):
             path = os.path.join(folder, f"{number}.yml")
@@ -124,8 +133,9 @@ def main() -> None:
             "stack": {"type": "str", "required": True},
             "compose": {"type": "list", "elements": "str", "required": True},
             "variables": {"type": "dict", "default": {}},
-            "registry_auth": {"type": "bool", "default": False},
-            "docker_config": {"type": "path"},
+            "registry": {"type": "str", "default": ""},
+            "username": {"type": "str", "default": ""},
+            "password": {"type": "str", "default": "", "no_log": True},
             **ARGUMENT,
         },
     )
