@@ -3,12 +3,14 @@
 VENV := .venv
 SHELL := /bin/bash
 ARGS ?=
+# The lab makes network devices and Debian roots; Python leaves no files of root's in the checkout.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E) env PYTHONDONTWRITEBYTECODE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench clean
+.PHONY: help setup run image test test-swarm lab lab-down lint types bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: nginx, PostgreSQL, pebble, the virtual environment
 	@.ci/setup
@@ -16,9 +18,23 @@ setup: ## install what is missing: nginx, PostgreSQL, pebble, the virtual enviro
 run: setup ## a cluster on this machine; Ctrl-C stops it (ARGS="--nodes 5 --base 127.78.0")
 	@$(VENV)/bin/lyttle-ops local up $(ARGS)
 
-test: ## all tests, on real parts (ARGS="tests/unit -k render")
+image: ## the Docker image lyttle-ops:<version> (ARGS="--no-cache")
+	@.ci/image $(ARGS)
+
+test: ## all tests but the swarm's, on real parts (ARGS="tests/unit -k render")
 	@.ci/setup tests
 	@$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
+
+test-swarm: ## the tests on three real Debian hosts, from a bare machine; needs root or sudo
+	@.ci/setup lab
+	@$(ROOT) $(VENV)/bin/pytest tests/swarm --timeout=1800 $(ARGS)
+
+lab: ## three fresh Debian hosts and their inventory; needs root or sudo (ARGS="--name mine --fresh")
+	@.ci/setup lab
+	@$(ROOT) $(VENV)/bin/python -m tests.lab up $(ARGS)
+
+lab-down: ## remove them (ARGS="--name mine")
+	@$(ROOT) $(VENV)/bin/python -m tests.lab down $(ARGS)
 
 lint: setup ## ruff: rules and format
 	@$(VENV)/bin/ruff check .
@@ -31,5 +47,6 @@ bench: setup ## every benchmark, one after the other
 	@set -e; export PYTHONPATH=.; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(VENV)/bin/python "$$file"; done
 
 clean: ## remove the virtual environment and what tools left behind
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@! compgen -G 'build/lab/*/lab.json' >/dev/null || { echo "a lab is there: make lab-down first" >&2; exit 1; }
+	@$(if $(wildcard build/lab),$(ROOT)) rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -76,7 +76,7 @@ class Lab:
         When it fails or is interrupted, what it started is gone again. Raises LabError, HostError, CommandFailed.
         """
         files.check_name(name)
-        with files.locked(files.LABS / f"{name}.lock"):
+        with files.locked(files.CACHE / "locks" / name):
             lab = cls._find(name)
             if lab is not None and (fresh or snapshot):
                 lab._remove()
@@ -92,7 +92,7 @@ class Lab:
 
     def down(self) -> None:
         """End everything of it and remove its folder: disks, registry, keys. Snapshots stay."""
-        with files.locked(files.LABS / f"{self.name}.lock"):
+        with files.locked(files.CACHE / "locks" / self.name):
             self._remove()
 
     def save(self, snapshot: str) -> None:
@@ -100,7 +100,7 @@ class Lab:
         files.check_name(snapshot)
         target = files.CACHE / "snapshots" / snapshot
         partial = target.with_suffix(".partial")
-        with files.locked(files.LABS / f"{self.name}.lock"), ThreadPoolExecutor() as pool:
+        with files.locked(files.CACHE / "locks" / self.name), ThreadPoolExecutor() as pool:
             list(pool.map(Host.shut_down, self.hosts))
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)

@@ -16,6 +16,7 @@ from tests.lab import shell
 
 _POOL = ipaddress.ip_network("198.18.0.0/15")
 _FIRST_HOST = 11
+_CLOSED, _FORWARDING = "0", "3"  # states of a bridge's port
 # Held while a subnet is chosen and taken, so that two labs do not choose the same.
 LOCK = Path("/run/lock/lyttle-lab")
 
@@ -141,12 +142,16 @@ class Network:
         return Path("/sys/class/net", self.bridge).exists()
 
     def plug(self, index: int, connected: bool) -> None:
-        """Pull the network cable of the host `index`, or put it back. Raises CommandFailed."""
-        _ip("link", "set", self.tap(index), "up" if connected else "down")
+        """Pull the network cable of the host `index`, or put it back. Raises CommandFailed.
+
+        The bridge's port is closed: a tap that was down stays dead for the guest's driver when it comes up again.
+        """
+        shell.run(["bridge", "link", "set", "dev", self.tap(index), "state", _FORWARDING if connected else _CLOSED])
 
     def is_plugged(self, index: int) -> bool:
         """Whether the host's cable is in."""
-        return "UP" in json.loads(shell.run(["ip", "-j", "link", "show", self.tap(index)]))[0]["flags"]
+        port = json.loads(shell.run(["bridge", "-j", "link", "show", "dev", self.tap(index)]))[0]
+        return bool(port["state"] == "forwarding")
 
     @property
     def _comment(self) -> str:
