@@ -36,9 +36,11 @@ lab: ## three fresh Debian hosts and their inventory; needs root or sudo (ARGS="
 lab-down: ## remove them (ARGS="--name mine")
 	@$(ROOT) $(VENV)/bin/python -m tests.lab down $(ARGS)
 
-lint: setup ## ruff: rules and format
+lint: setup ## ruff, yamllint, ansible-lint (production profile)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/yamllint --strict playbooks roles .ansible-lint
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline -q playbooks roles
 
 types: setup ## mypy, strict
 	@$(VENV)/bin/mypy
