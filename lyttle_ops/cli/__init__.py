@@ -27,7 +27,14 @@ _SECTIONS = {
         "doctor": ("lyttle_ops.cli.doctor:doctor", "Look for what is wrong or will be, and how to mend it."),
     },
     "In a node's container": {
+        "domains": ("lyttle_ops.cli.domains:domains", "Show what this machine's node serves now."),
+        "import": ("lyttle_ops.cli.importing:import_", "Take over a LyttleNGINX database: entries, certificates."),
         "migrate": ("lyttle_ops.cli.migrate:migrate", "Bring the database's schema to this version."),
+        "ports": ("lyttle_ops.cli.ports:ports", "Hold this machine's listening sockets and lend them to its node."),
+        "rotate-master-key": (
+            "lyttle_ops.cli.master_key:rotate_master_key",
+            "Encrypt all stored keys with the new MASTER_KEY.",
+        ),
         "settings": ("lyttle_ops.cli.settings:settings", "Show every setting, its source and value; secrets masked."),
         "user": ("lyttle_ops.cli.user:user", "Manage the API's users."),
     },
