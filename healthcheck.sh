@@ -1,7 +1,16 @@
 #!/bin/sh
-# The container's health check, for Docker, Swarm and people: docker exec CONTAINER healthcheck.sh
-# Six checks of this task alone: app running, NGINX running, NGINX answering HTTP, NGINX configuration valid,
-# API ready, database reachable (a note once the node was ready: it serves without). Exit code 1 when one failed.
+# The container's health check, for Docker, Swarm and people: docker exec CONTAINER healthcheck.sh [ports]
 #
-# -I -S: neither the caller's environment nor site-packages; both checks are files that need the standard library only.
-exec timeout -k 0.2 1.9 python3 -I -S /opt/lyttle-ops/lib/python3*/site-packages/lyttle_ops/node/healthcheck.py
+# Of a node, six checks of this task alone: app running, NGINX running, NGINX answering HTTP, NGINX configuration
+# valid, API ready, database reachable (a note once the node was ready: it serves without). Of `ports`: its holder
+# answers. A line each; exit code 1 when one failed.
+case "${1:-node}" in
+node) check=node/healthcheck.py ;;
+ports) check=ports/healthcheck.py ;;
+*)
+    echo "usage: healthcheck.sh [node | ports]" >&2
+    exit 1
+    ;;
+esac
+# -I -S: neither the caller's environment nor site-packages, which these files do without: most of the time is start-up.
+exec timeout -k 0.2 1.9 python3 -I -S /opt/lyttle-ops/lib/python3*/site-packages/lyttle_ops/"$check"
