@@ -283,3 +283,23 @@ UPDATE cluster_state SET key_id = %(key_id)s WHERE key_id IS DISTINCT FROM %(key
 -- name: announce
 -- Every node reads the state again.
 SELECT next_revision() AS revision
+
+-- name: lock_certificate
+-- The row of a set of domains, locked: whether they have a certificate is decided once.
+SELECT id, order_id FROM certificates WHERE domains = %(domains)s::text[] FOR UPDATE
+
+-- name: adopt_order
+-- The ledger's row of a certificate that came with its key from elsewhere; nobody was asked for it.
+INSERT INTO certificate_orders
+    (certificate_id, state, directory_url, node_name, instance_id, key_id, private_key, csr_pem, chain_pem, serial,
+     not_before, not_after)
+VALUES (%(certificate_id)s, 'issued', %(origin)s, 'import', %(instance_id)s, %(key_id)s, %(private_key)s, '',
+        %(chain_pem)s, %(serial)s, %(not_before)s, %(not_after)s)
+RETURNING id
+
+-- name: adopt
+-- It is what every node serves from now on.
+UPDATE certificates
+SET order_id = %(order_id)s, revision = next_revision(), renew_at = %(renew_at)s, attempts = 0, next_try_at = NULL,
+    last_error = NULL, last_error_at = NULL, rate_limited = false
+WHERE id = %(id)s

@@ -14,7 +14,7 @@ row is committed, and `rotate` takes it FOR UPDATE: no row with the old key come
 import logging
 from dataclasses import dataclass
 
-from lyttle_ops.certificates.encryption import Keyring, Undecryptable
+from lyttle_ops.certificates.encryption import Keyring, Undecryptable, WrongMasterKey
 from lyttle_ops.db import load_queries
 from lyttle_ops.db.connection import Connection
 
@@ -51,9 +51,15 @@ def rotate(connection: Connection, keyring: Keyring) -> Rotated:
     """Encrypt every row with MASTER_KEY and make it the cluster's key; `connection` is in a transaction.
 
     A row that cannot be read with either key is of no use to any node already; it is counted and stays.
+    Raises WrongMasterKey when this node does not have the cluster's key.
     """
     new = {"key_id": keyring.key_id}
-    connection.execute(queries.hold_key_for_change)
+    held = connection.execute(queries.hold_key_for_change).fetchone()
+    if held is not None and held["key_id"] not in (None, *keyring.key_ids):
+        raise WrongMasterKey(
+            f"the cluster's master key is {held['key_id']}, this node has {' and '.join(keyring.key_ids)}: give it the "
+            "cluster's as MASTER_KEY_PREVIOUS. Nothing was changed"
+        )
     done = {"order": 0, "account": 0}
     unreadable = 0
     # All in memory: a cluster has thousands of orders, a kilobyte each.

@@ -1,0 +1,1 @@
+"""A LyttleNGINX database: what stands in its tables, and its way into ours."""
