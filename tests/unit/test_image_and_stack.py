@@ -29,7 +29,10 @@ def stack() -> dict[str, Any]:
     def value(found: re.Match[str]) -> str:
         name, operator, default = found.groups()
         assert operator, f"${{{name}}} has neither a default nor a message"
-        return f"the {name}" if operator.endswith("?") else default
+        if operator.endswith("?"):
+            assert "-" not in default, "Docker takes what follows a hyphen for the variable's default"
+            return f"the {name}"
+        return default
 
     text = (ROOT / "docker-compose.swarm.yml").read_text()
     # Values only: Docker interpolates no comments and no keys.
