@@ -1,7 +1,6 @@
 """One host of a lab: a Debian with its own kernel, reached by ssh as any server is."""
 
 import contextlib
-import json
 import shlex
 import shutil
 import socket
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lyttle_ops.local import processes
-from tests.lab import rootfs, shell
+from tests.lab import detached, rootfs, shell
 from tests.lab.network import Network, mtu
 
 BOOT_TIMEOUT = 120.0  # seconds; 10 on an idle machine
@@ -46,11 +45,7 @@ class Host:
     @property
     def process(self) -> processes.Process | None:
         """The host's kernel, while it runs."""
-        try:
-            record = processes.Process(**json.loads(self._record.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-        return record if record.is_alive() else None
+        return detached.find(self._record)
 
     @property
     def is_running(self) -> bool:
@@ -82,10 +77,7 @@ class Host:
 
     def power_cut(self) -> None:
         """End it at once, as pulling the plug does: what its kernel had not written to disk is lost."""
-        process = self.process
-        if process is not None:
-            processes.kill(process)
-        self._record.unlink(missing_ok=True)
+        detached.kill(self._record)
 
     def shut_down(self, timeout: float = 90.0) -> None:
         """Power off in order, so that its disk is clean. Raises HostError after `timeout` seconds."""
@@ -196,32 +188,19 @@ class Host:
             return False
 
     def _power_on(self) -> None:
-        program = shutil.which(_KERNEL, path=shell.PATH)
-        if program is None:
-            raise HostError(f"{_KERNEL} is not installed: run `.ci/setup lab`")
         run = self.folder / "uml"
         shutil.rmtree(run, ignore_errors=True)  # of a kernel that was killed
         run.mkdir()
+        network = self._network
+        # Without gro downloads hang silently.
+        card = f"transport=tap,ifname={network.tap(self.index)},mac={network.mac(self.index)},depth=128,gro=1"
         argv = [
-            *(
-                program,
-                f"mem={self._memory}",
-                f"ubd0={self.disk}",
-                "root=/dev/ubda",
-                "rw",
-                "rootflags=barrier=0",
-            ),
-            # Without gro downloads hang silently.
-            f"vec0:transport=tap,ifname={self._network.tap(self.index)},depth=128,gro=1,mac={self._network.mac(self.index)}",
-            *("con=null", "con0=null,fd:1", "quiet", "uml_dir=uml", f"umid={self.name}"),
-            *(f"systemd.hostname={self.name}", f"hostname={self.name}", "systemd.show_status=0"),
+            *(_KERNEL, f"mem={self._memory}", f"umid={self.name}", "uml_dir=uml"),
+            *(f"ubd0={self.disk}", "root=/dev/ubda", "rw", "rootflags=barrier=0", f"vec0:{card}"),
+            *("con=null", "con0=null,fd:1", "quiet", "systemd.show_status=0"),
+            *(f"systemd.hostname={self.name}", f"hostname={self.name}", f"lab.zone={self._zone}"),
             *(f"lab.address={self.address}/24", f"lab.address6={self.address6}/64"),
-            *(f"lab.gateway={self._network.gateway}", f"lab.mtu={mtu()}", f"lab.zone={self._zone}"),
+            *(f"lab.gateway={network.gateway}", f"lab.mtu={mtu()}"),
         ]
-        started = processes.launch(
-            argv, log=self.console, folder=self.folder, environment=shell.environment(), append=True
-        )
-        process = processes.identify(started.pid)
-        if process is None:
+        if detached.start(argv, record=self._record, log=self.console, folder=self.folder) is None:
             raise HostError(f"{self.name} did not start; its console says:\n{self.console_tail()}")
-        self._record.write_text(json.dumps({"pid": process.pid, "started": process.started}))

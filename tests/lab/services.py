@@ -1,6 +1,5 @@
 """What a lab offers its hosts on the bridge: a registry, an ACME CA and a DNS server, each a process of its own."""
 
-import json
 import socket
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from lyttle_ops.local import processes
 from lyttle_ops.local.ca import CertificateAuthority
-from tests.lab import files, shell
+from tests.lab import detached, files
 from tests.lab.network import Network
 
 ZONE = "example.test"  # every name below it leads to the hosts
@@ -43,28 +42,19 @@ class Daemon:
     @property
     def process(self) -> processes.Process | None:
         """The process, while it runs."""
-        try:
-            record = processes.Process(**json.loads(self._record.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-        return record if record.is_alive() else None
+        return detached.find(self._record)
 
     def start(self, argv: list[str]) -> None:
-        """Start `argv`, unless it runs."""
+        """Start `argv`, unless it runs. Raises ServiceFailed, CommandFailed."""
         if self.process is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            started = processes.launch(argv, log=self.log, folder=files.CHECKOUT, environment=shell.environment())
-            process = processes.identify(started.pid)
-            if process is None:
+            self.log.unlink(missing_ok=True)
+            if detached.start(argv, record=self._record, log=self.log, folder=files.CHECKOUT) is None:
                 raise ServiceFailed(f"{self.name} ended at once: {self.tail()}")
-            self._record.write_text(json.dumps({"pid": process.pid, "started": process.started}))
 
     def stop(self, grace: float = 10.0) -> None:
         """End it and what it started; SIGKILL after `grace` seconds."""
-        process = self.process
-        if process is not None:
-            processes.stop([process], grace)
-        self._record.unlink(missing_ok=True)
+        detached.stop(self._record, grace)
 
     def tail(self) -> str:
         """The end of its log."""
