@@ -35,9 +35,12 @@ class Engine:
 
     def docker(self, *words: str, timeout: float = 1200, stdin: str | None = None) -> str:
         """Standard output of `docker words…`. Raises CommandFailed."""
-        return shell.run(
-            [_client(), *words], timeout=timeout, stdin=stdin, DOCKER_HOST=f"unix://{self._socket}", DOCKER_BUILDKIT="1"
-        )
+        return shell.run([_client(), *words], timeout=timeout, stdin=stdin, **self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a program speak to this engine."""
+        return {"DOCKER_HOST": f"unix://{self._socket}", "DOCKER_BUILDKIT": "1"}
 
     def build(self, name: str, *, context: Path, dockerfile: str | None, build_args: Mapping[str, str]) -> None:
         """Build the image `name` from the folder `context`, by the text `dockerfile` or the Dockerfile in it."""
