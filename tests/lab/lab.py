@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.lab import engine, files, inventory, network, rootfs
@@ -177,17 +179,18 @@ class Lab:
         else:
             image = rootfs.image(suite)
             plan = Plan(name, "", hosts, memory, suite)
-        with files.locked(network.LOCK):
-            if not plan.subnet:
-                plan = Plan(name, network.free_subnet(name), hosts, memory, suite)
-            lab = cls(plan)
-            lab.folder.mkdir(parents=True, exist_ok=True)
-            (lab.folder / "lab.json").write_text(json.dumps(asdict(plan)))
-            lab.network.up(plan.hosts)
         try:
+            with files.locked(network.LOCK):
+                if not plan.subnet:
+                    plan = replace(plan, subnet=network.free_subnet(name))
+                lab = cls(plan)
+                lab.folder.mkdir(parents=True, exist_ok=True)
+                (lab.folder / "lab.json").write_text(json.dumps(asdict(plan)))
+                lab.network.up(plan.hosts)
             lab._fill(kept if kept is not None else image, kept)
         except BaseException:
-            lab._remove()
+            if plan.subnet:
+                cls(plan)._remove()
             raise
         return lab
 
@@ -220,5 +223,19 @@ class Lab:
         self.network.down()
 
     def _remove(self) -> None:
-        self._stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with _undisturbed():
+            self._stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No Ctrl-C, for this process and what it starts: an impatient second one must not leave half a lab."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
