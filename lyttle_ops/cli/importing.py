@@ -23,7 +23,12 @@ INCOMPLETE = 3  # exit code: done, but some rows could not be taken
 
 
 @click.command("import")
-@click.option("--from-url-file", metavar="FILE", help="File with the URL of LyttleNGINX's database; - reads it here.")
+@click.option(
+    "--from-url-file",
+    metavar="FILE",
+    help="File with the URL of LyttleNGINX's database; - reads it, and"
+    " on a second line SOURCE_MASTER_KEY if there is one, from standard input.",
+)
 @click.option("--source-url", metavar="URL", help="The URL itself, without a password (PGPASSWORD or a .pgpass file).")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -38,6 +43,7 @@ def import_(from_url_file: str | None, source_url: str | None, dry_run: bool, as
     as refused are not, the others are; 1: nothing was done.
     """
     url = _url(from_url_file, source_url)
+    secret = (sys.stdin.readline().strip() if from_url_file == "-" else None) or _from_environment("SOURCE_MASTER_KEY")
     loaded = settings.load()
     keyring = Keyring(*loaded.master_keys())
     database = Database(loaded.database_url.get_secret_value(), "lyttle/import", size=1)
@@ -48,7 +54,7 @@ def import_(from_url_file: str | None, source_url: str | None, dry_run: bool, as
             )
         agree_on_key(database, keyring)
         rows = source.read(url)
-        result = import_all(database, keyring, rows, _from_environment("SOURCE_MASTER_KEY"), datetime.now(UTC), dry_run)
+        result = import_all(database, keyring, rows, secret, datetime.now(UTC), dry_run)
     finally:
         database.close()
     if as_json:

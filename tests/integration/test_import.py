@@ -103,7 +103,7 @@ class Run:
 
 @pytest.fixture
 def run(old: Old, database_url: str) -> Callable[..., Run]:
-    def lyttle_ops(*arguments: str, source: str | None = None, **variables: str) -> Run:
+    def lyttle_ops(*arguments: str, source: str | None = None, stdin: str = "", **variables: str) -> Run:
         environment = {
             "PATH": os.environ["PATH"],
             "DATABASE_URL": database_url,
@@ -113,7 +113,7 @@ def run(old: Old, database_url: str) -> Callable[..., Run]:
         }
         done = subprocess.run(
             [sys.executable, "-m", "lyttle_ops.cli", "import", *arguments],
-            env=environment, capture_output=True, text=True, timeout=60,
+            env=environment, input=stdin, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         return Run(done.returncode, done.stdout, done.stderr)
 
@@ -340,7 +340,7 @@ def test_encrypted_private_keys_are_decrypted_with_its_master_key(
     assert "SOURCE_MASTER_KEY" in without.reasons("certificates")["a.example.com"]
     other = run("--json", SOURCE_MASTER_KEY="0" * 64)
     assert "another key" in other.reasons("certificates")["a.example.com"]
-    assert run(SOURCE_MASTER_KEY=secret).code == 0
+    assert run("--from-url-file", "-", stdin=f"{old.url}\n{secret}\n", SOURCE_DATABASE_URL="").code == 0
     with database.connection() as connection:
         assert len(list_certificates(connection)) == 1
 
