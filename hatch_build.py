@@ -13,7 +13,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # Their place in the wheel is lyttle_ops/ansible/<name>: the layout of the checkout, so relative paths hold in both.
-CARRIED = ("playbooks", "roles", "docker-compose.swarm.yml", "inventory.example.ini")
+CARRIED = ("playbooks", "roles", "ansible.cfg", "docker-compose.swarm.yml", "inventory.example.ini")
 
 
 class CarryPlaybooks(BuildHookInterface):

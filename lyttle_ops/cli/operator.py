@@ -66,6 +66,17 @@ class Operator:
         return ended.result
 
     def ask(self, name: str) -> dict[str, Any]:
+        """Run a playbook that only looks and print its JSON if that is wanted; its result.
+
+        Raises:
+            Stop: there is no result; the reason has been said.
+        """
+        result = self.look(name)
+        if self.as_json:
+            self.print_json(result)
+        return result
+
+    def look(self, name: str) -> dict[str, Any]:
         """Run a playbook that only looks; its result, also when some hosts did not answer.
 
         Raises:
@@ -73,11 +84,9 @@ class Operator:
         """
         ended = self._run(name, {}, quiet=True)
         if ended.result is None or ended.end is End.INTERRUPTED:
-            self._fail(ended)
+            self._fail(ended, looked=True)
         for failure in ended.failures:
             click.echo(f"{failure.host}: {failure.message}", err=True)
-        if self.as_json:
-            self.print_json(ended.result)
         return ended.result
 
     def confirm(self, question: str, yes: bool) -> None:
@@ -110,9 +119,9 @@ class Operator:
         with _signals(playbook, steps.note), steps:
             return playbook.run(steps)
 
-    def _fail(self, ended: Ended) -> NoReturn:
+    def _fail(self, ended: Ended, looked: bool = False) -> NoReturn:
         message, log = ended.message, _short(ended.log)
-        if ended.end is End.INTERRUPTED:
+        if ended.end is End.INTERRUPTED and not looked:
             message = f"interrupted. {_AFTER_CTRL_C.get(ended.outcome or '', _GOES_ON)}"
         if self.as_json:
             failures = [{"host": each.host, "step": each.step, "message": each.message} for each in ended.failures]
@@ -123,7 +132,7 @@ class Operator:
         else:
             for message, step, hosts in _by_message(ended):
                 self.error(ended.end.value, f"{hosts}: {message}\n       in the step: {step}")
-        if ended.end is End.REFUSED:
+        if ended.end is End.REFUSED and not looked:
             click.echo("Nothing was changed.", err=True)
         elif ended.end is End.PUT_BACK:
             click.echo("The old version was put back and serves.", err=True)

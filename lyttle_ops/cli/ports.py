@@ -8,7 +8,7 @@ from lyttle_ops import logs, settings
 from lyttle_ops.clock import SystemClock
 from lyttle_ops.ports import privileges
 from lyttle_ops.ports.holder import Holder
-from lyttle_ops.ports.protocol import listener
+from lyttle_ops.ports.protocol import listeners
 
 
 @click.command()
@@ -21,11 +21,6 @@ def ports() -> int:
     loaded = settings.load_ports()
     logs.set_up("ports", loaded.log_format, loaded.log_level)
     privileges.give_up_root()
-    wanted = [
-        *(listener("http", address) for address in loaded.http_listen),
-        *(listener("https", address) for address in loaded.https_listen),
-        listener("api", loaded.api_listen),
-    ]
-    code = Holder(loaded.ports_socket, wanted, SystemClock()).run()
+    code = Holder(loaded.ports_socket, listeners(loaded), SystemClock()).run()
     sys.stdout.flush()
     return code

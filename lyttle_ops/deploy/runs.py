@@ -5,6 +5,7 @@ its user alone; the newest 20 of each playbook are kept. ansible-playbook runs u
 outlives the command that started it.
 """
 
+import configparser
 import contextlib
 import enum
 import importlib.util
@@ -233,20 +234,42 @@ def program(name: str) -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """Environment of Ansible, on top of this process's own."""
+    """Environment of Ansible, on top of this process's own: the person's configuration, else the one we bring."""
+    own = project.content() / "ansible.cfg"
+    configuration = _configuration() or own
     found = {
         "PATH": _path(),
         "ANSIBLE_ROLES_PATH": str(project.content() / "roles"),
         "ANSIBLE_NOCOLOR": "1",  # the log is for people with a pager
         "ANSIBLE_FORCE_COLOR": "0",
-        # ansible-runner would switch the check off, and the first deploy would trust whoever answers.
-        "ANSIBLE_HOST_KEY_CHECKING": os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True"),
-        "PYTHONUNBUFFERED": "1",
     }
-    here = Path("ansible.cfg").absolute()
-    if "ANSIBLE_CONFIG" not in os.environ and here.is_file():  # the run has another working directory
-        found["ANSIBLE_CONFIG"] = str(here)
+    if configuration.is_file():
+        found["ANSIBLE_CONFIG"] = str(configuration)
+    if "ANSIBLE_HOST_KEY_CHECKING" not in os.environ:
+        # ansible-runner would switch the check off, and the first deploy would trust whoever answers.
+        found["ANSIBLE_HOST_KEY_CHECKING"] = _host_key_checking(configuration)
     return found
+
+
+def _configuration() -> Path | None:
+    """The file that Ansible would take here; a run has another working directory."""
+    if given := os.environ.get("ANSIBLE_CONFIG"):
+        return Path(given).absolute()
+    here = Path("ansible.cfg").absolute()
+    if here.is_file() and not here.parent.stat().st_mode & 0o002:  # Ansible ignores one that anybody may have written
+        return here
+    places = (Path.home() / ".ansible.cfg", Path("/etc/ansible/ansible.cfg"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _host_key_checking(configuration: Path) -> str:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):  # Ansible will say what is wrong with it
+        parser.read(configuration)
+    for section in ("ssh_connection", "defaults"):
+        if (said := parser.get(section, "host_key_checking", fallback=None)) is not None:
+            return said
+    return "True"
 
 
 def runs_folder() -> Path:

@@ -205,7 +205,7 @@ def database_handshake(host: str, port: int, authority: str) -> list[dict[str, A
         return [finding("database", f"{where}: its certificate is refused: {exc.verify_message}", remedy)]
     except OSError as exc:
         said = exc.strerror or str(exc) or type(exc).__name__
-        remedy = "see that it runs, and open that port from the nodes to it"
+        remedy = f"see that it runs (else {SITE}), and open that port from the nodes to it"
         return [finding("database", f"{where} cannot be reached: {said}", remedy)]
 
 
@@ -306,6 +306,8 @@ def shared_folder(path: str) -> list[dict[str, Any]]:
         remedy = "see that the NFS server runs and 2049/tcp is open from here; the nodes serve on without it"
         return [finding("nfs", f"{path} does not answer within 8 s", remedy)]
     if child.returncode != 0:
+        if b"FileNotFoundError" in complaint:
+            return [finding("nfs", f"{path} does not exist", SITE)]
         last = (complaint.decode(errors="replace").strip().splitlines() or ["it fails"])[-1]
         remedy = f"see `systemctl list-units --type automount,mount` and `journalctl -b | grep nfs` there, else {SITE}"
         return [finding("nfs", f"{path} cannot be read: {last}", remedy)]
