@@ -3,6 +3,8 @@
 import base64
 import json
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,11 +14,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from cryptography import x509
 
 from lyttle_ops.certificates.adopted import adopt, examine
 from lyttle_ops.certificates.encryption import Keyring, WrongMasterKey
 from lyttle_ops.certificates.sealing import Rotated, rotate, seal
 from lyttle_ops.certificates.service import Certificates
+from lyttle_ops.certificates.store import list_certificates
 from lyttle_ops.cluster.locks import Locks
 from lyttle_ops.db import Database
 from lyttle_ops.proxies import ProxyInput, create_proxy
@@ -46,6 +50,20 @@ def run(one: NodeProcess, *arguments: str) -> "subprocess.CompletedProcess[str]"
 def served(one: NodeProcess) -> list[dict[str, Any]]:
     done = run(one, "domains", "--json")
     return list(json.loads(done.stdout)["domains"]) if done.returncode == 0 else []
+
+
+def shown(one: NodeProcess) -> str:
+    """Serial of the certificate that a handshake with the node shows."""
+    host, port = one.environment["HTTPS_LISTEN"].split(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=DOMAIN) as secured,
+    ):
+        certificate = secured.getpeercert(binary_form=True)
+        assert certificate
+        return f"{x509.load_der_x509_certificate(certificate).serial_number:x}"
 
 
 def add_certificate(database: Database, keyring: Keyring, *names: str) -> None:
@@ -99,6 +117,9 @@ def test_the_whole_change_on_two_real_nodes(node: Callable[..., NodeProcess], da
     change(first, NEW)
     change(second, NEW)
     assert served(first) == served(second) == https
+    with database.connection() as connection:
+        (certificate,) = list_certificates(connection)
+    assert shown(first) == shown(second) == certificate.serial
     late = node(name="n3", MASTER_KEY=written(OLD)).start()
     assert late.wait() == 1
     assert "MASTER_KEY is not the cluster's" in late.text()
