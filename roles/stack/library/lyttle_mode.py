@@ -1,0 +1,236 @@
+#!/usr/bin/python
+"""Change a service between global and replicated mode while its nodes go on serving."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lyttle_mode
+short_description: Replace a service by one of another mode without a gap
+description:
+  - Swarm cannot change a service's mode. So a twin (the service's name with C(-next)) starts in the wanted mode beside
+    it; when the twin is healthy the service is removed, made again under its own name, and the twin goes. The
+    holder of the ports lends the sockets to both, so that a node with either refuses nobody.
+  - A run that was killed is finished by the next one, from whatever it left.
+options:
+  service:
+    description: The service.
+    type: str
+    default: lyttlenginx_lyttlenginx
+  mode:
+    description: C(kind) is C(global) or C(replicated); C(replicas); C(node) is the host where a single replica starts.
+      Without C(kind) only what an earlier run left is finished.
+    type: dict
+    default: {}
+  seconds:
+    description: Time for each step.
+    type: int
+    default: 300
+  lock_id:
+    description: The deploy lock, refreshed meanwhile.
+    type: str
+    default: ""
+  lock_seconds:
+    description: Its time.
+    type: int
+    default: 600
+  registry:
+    description: The registry whose credentials the nodes need.
+    type: str
+    default: ""
+  username:
+    description: User of the registry.
+    type: str
+    default: ""
+  password:
+    description: The user's password or token.
+    type: str
+    default: ""
+  docker_host:
+    description: The engine's socket, as unix:///var/run/docker.sock.
+    type: str
+attributes:
+  check_mode:
+    description: Nothing is replaced.
+    support: full
+"""
+
+RETURN = r"""
+nodes:
+  description: Host names where the service runs now.
+  type: list
+  returned: success
+"""
+
+import base64
+import copy
+import json
+import os
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, Orphaned, check_parent, mode_of, timestamp
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, failures_since, logs_of
+
+_LOCK_REFRESH = 15.0  # seconds
+
+
+class Replacement:
+    """One change of mode."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._engine = Engine(options["docker_host"])
+        self._name: str = options["service"]
+        self._twin = f"{self._name}-next"
+        self._refreshed = 0.0
+
+    def due(self) -> bool:
+        """Whether there is anything to do."""
+        service = self._engine.service(self._name)
+        kind = self._options["mode"].get("kind")
+        return self._engine.service(self._twin) is not None or bool(
+            service and kind and mode_of(service["Spec"]) != kind
+        )
+
+    def run(self) -> None:
+        """Go on from whatever is there."""
+        service, twin = self._engine.service(self._name), self._engine.service(self._twin)
+        kind = self._options["mode"].get("kind")
+        if twin and service and not (kind and mode_of(service["Spec"]) != kind):
+            self._wait(self._name)  # what an earlier run left: the service is there, its twin is not needed
+            self._remove(self._twin)
+            return
+        if service is None and twin is None:
+            raise EngineError(f"The service {self._name} does not exist")
+        if service:
+            spec = self._spec(service["Spec"], self._options["mode"])
+            if twin:
+                self._remove(self._twin)
+            self._create({**spec, "Name": self._twin})
+            try:
+                self._wait(self._twin)
+            except EngineError as exc:
+                self._remove(self._twin)
+                raise EngineError(f"{exc}. The service was left as it is") from exc
+            self._remove(self._name)
+        else:
+            assert twin is not None
+            spec = twin["Spec"]
+        self._create({**spec, "Name": self._name})
+        self._wait(self._name)
+        self._remove(self._twin)
+        self._unpin()
+
+    def _spec(self, spec: dict[str, Any], mode: dict[str, Any]) -> dict[str, Any]:
+        """The spec in the other mode."""
+        spec = copy.deepcopy(spec)
+        if mode["kind"] == "global":
+            spec["Mode"] = {"Global": {}}
+            return spec
+        replicas = int(mode.get("replicas") or 1)
+        spec["Mode"] = {"Replicated": {"Replicas": replicas}}
+        if replicas == 1 and mode.get("node"):
+            # Both the twin and its successor start there, so that one address never stops answering.
+            constraints = spec["TaskTemplate"].setdefault("Placement", {}).setdefault("Constraints", [])
+            constraints.append(f"node.hostname == {mode['node']}")
+        return spec
+
+    def _unpin(self) -> None:
+        """Let Swarm move the single replica from now on. A change of placement alone restarts no task."""
+        mode = self._options["mode"]
+        service = self._engine.service(self._name)
+        if not service or mode.get("kind") != "replicated" or not mode.get("node"):
+            return
+        pin = f"node.hostname == {mode['node']}"
+        constraints = service["Spec"]["TaskTemplate"].get("Placement", {}).get("Constraints") or []
+        if pin in constraints:
+            constraints.remove(pin)
+            self._engine.update_service(service, service["Spec"])
+
+    def nodes(self) -> list[str]:
+        """Where it runs."""
+        service = self._engine.service(self._name)
+        if service is None:
+            return []
+        names = {node["ID"]: node["Description"]["Hostname"] for node in self._engine.nodes()}
+        tasks = self._engine.tasks(self._name)
+        return sorted(names[node] for node in names if current_task(tasks, service, node))
+
+    def _create(self, spec: dict[str, Any]) -> None:
+        headers = {}
+        if self._options["username"]:
+            login = {
+                "username": self._options["username"],
+                "password": self._options["password"],
+                "serveraddress": self._options["registry"],
+            }
+            headers["X-Registry-Auth"] = base64.urlsafe_b64encode(json.dumps(login).encode()).decode()
+        self._engine.call("POST", "/services/create", body=spec, headers=headers)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self._engine.call("DELETE", f"/services/{name}")
+        except EngineError as exc:
+            if exc.status != 404:
+                raise
+
+    def _wait(self, name: str) -> None:
+        """Until the service is healthy everywhere."""
+        deadline = time.monotonic() + self._options["seconds"]
+        started = timestamp(time.time() - 1)
+        while time.monotonic() < deadline:
+            self._tick()
+            service = self._engine.service(name)
+            if service is None:
+                raise EngineError(f"The service {name} was removed by somebody else")
+            tasks = self._engine.tasks(name)
+            nodes = edge_nodes(self._engine.nodes(), service["Spec"], {})
+            running = [node for node in nodes if current_task(tasks, service, node["id"])]
+            replicated = service["Spec"]["Mode"].get("Replicated")
+            if len(running) >= (min(replicated["Replicas"], len(nodes)) if replicated else len(nodes)) and running:
+                return
+            failed = failures_since(tasks, started)
+            if len(failed) >= 3:
+                error = failed[0]["Status"].get("Err", "")
+                raise EngineError(f"{name} does not start: {error}.{logs_of(self._engine, failed[0])}")
+            time.sleep(0.5)
+        raise EngineError(f"{name} was not healthy within {self._options['seconds']} s")
+
+    def _tick(self) -> None:
+        check_parent()
+        if self._options["lock_id"] and time.monotonic() - self._refreshed > _LOCK_REFRESH:
+            state = {"expires_at": timestamp(time.time() + self._options["lock_seconds"])}
+            self._engine.label_config(self._options["lock_id"], state)
+            self._refreshed = time.monotonic()
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "service": {"type": "str", "default": "lyttlenginx_lyttlenginx"},
+            "mode": {"type": "dict", "default": {}},
+            "seconds": {"type": "int", "default": 300},
+            "lock_id": {"type": "str", "default": ""},
+            "lock_seconds": {"type": "int", "default": 600},
+            "registry": {"type": "str", "default": ""},
+            "username": {"type": "str", "default": ""},
+            "password": {"type": "str", "default": "", "no_log": True},
+            **ARGUMENT,
+        },
+        supports_check_mode=True,
+    )
+    replacement = Replacement(module.params)
+    try:
+        due = replacement.due()
+        if due and not module.check_mode:
+            replacement.run()
+        module.exit_json(changed=due, nodes=replacement.nodes())
+    except Orphaned:
+        os._exit(1)  # nobody reads this any more; the next run goes on from here
+    except EngineError as exc:
+        module.fail_json(msg=str(exc))
+
+
+if __name__ == "__main__":
+    main()
