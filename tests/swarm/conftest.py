@@ -1,15 +1,39 @@
-"""Three fresh Debian hosts for the whole run (tests.lab), removed at its end."""
+"""Three fresh Debian hosts for the whole run (tests.lab), and the cluster that site.yml makes of them."""
 
+import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import Lab
+from tests.lab import Lab, files
+from tests.support.labcluster import DOMAIN, Cluster, provision
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Hosts on which nothing is installed yet, and the services around them."""
-    lab = Lab.up("test", fresh=True)
+    """Hosts on which nothing is installed yet, and the services around them.
+
+    A developer's own lab instead, whatever its state, when LYTTLE_LAB names one: it stays afterwards."""
+    own = os.environ.get("LYTTLE_LAB")
+    lab = Lab.up(own or "test", fresh=not own)
     yield lab
-    lab.down()
+    if not own:
+        lab.down()
+
+
+@pytest.fixture(scope="session")
+def provisioned(lab: Lab) -> Cluster:
+    """The cluster after site.yml, serving a site over HTTPS on every host; logs and reports are in build/swarm."""
+    folder = files.CHECKOUT / "build" / "swarm"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return provision(lab, folder)
+
+
+@pytest.fixture
+def cluster(provisioned: Cluster) -> Cluster:
+    """The cluster, whole: what the test before did to it must have healed."""
+    provisioned.whole()
+    assert provisioned.serves(provisioned.lab.hosts[0], DOMAIN)
+    return provisioned

@@ -1,0 +1,74 @@
+"""A host without power: somebody else leads, certificates go on being issued, and it comes back by itself."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.lab import Host
+from tests.support.labcluster import DOMAIN, NODE, Cluster
+from tests.support.load import Load
+from tests.support.wait import until
+
+
+@contextmanager
+def without_power(host: Host) -> Iterator[None]:
+    host.power_cut()
+    try:
+        yield
+    finally:
+        host.start()
+
+
+def test_the_leaders_host(cluster: Cluster) -> None:
+    database, *others = cluster.lab.hosts
+    if cluster.leader() is database:  # whose end would end PostgreSQL too: let another one lead
+        database.run(["docker", "kill", "--signal", "KILL", cluster.container(database)])
+        until(lambda: cluster.leader() is not database, 60, "another leader", every=1)
+        cluster.whole()
+    old = cluster.leader()
+    assert old in others
+    rest = [host for host in cluster.lab.hosts if host is not old]
+    with Load([host.address for host in rest], DOMAIN, 40, cluster.lab.acme_root) as load:
+        load.wait(100, 60)
+        with without_power(old):
+            until(lambda: leader_now(cluster, rest[0]) not in (None, old.name), 60, "another one leads", every=0.5)
+            domain = f"cut-{int(time.time())}.example.test"
+            cluster.publish(domain)
+            for host in rest:
+                until(lambda host=host: cluster.serves(host, domain), 180, f"{host.name} serves {domain}", every=1)
+        until(lambda: cluster.serves(old, domain), 300, f"{old.name} is back and serves what it missed", every=1)
+    load.report().check()
+    until(lambda: active_nodes(cluster) == len(cluster.lab.hosts), 180, "all nodes are active", every=2)
+
+
+def test_a_manager_with_the_database(cluster: Cluster) -> None:
+    host, *rest = cluster.lab.hosts
+    with without_power(host):
+        until(lambda: "Down" in cluster.docker("node", "ls"), 120, "the other managers miss it", every=2)
+        for other in rest:  # its upstream was there too, so their own pages
+            assert answers_itself(cluster, other)
+        # Swarm is still governed.
+        cluster.docker("service", "update", "--detach", "--label-add", "governed=yes", NODE)
+    cluster.whole()
+    until(lambda: active_nodes(cluster) == len(cluster.lab.hosts), 180, "all nodes are active", every=2)
+    ready = ("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}")
+    until(lambda: sorted(cluster.docker(*ready).split())[0:2] == ["Leader", "Reachable"], 120, "all managers are back")
+    domain = f"back-{int(time.time())}.example.test"
+    cluster.publish(domain)
+    for each in cluster.lab.hosts:
+        until(lambda each=each: cluster.serves(each, domain), 180, f"{each.name} serves {domain}", every=1)
+
+
+def leader_now(cluster: Cluster, host: Host) -> str | None:
+    said = cluster.api("GET", "/cluster/leader", host=host)["leader"]
+    return str(said["node"]) if said else None
+
+
+def active_nodes(cluster: Cluster) -> int:
+    return int(cluster.api("GET", "/cluster/stats")["nodes"]["active"])
+
+
+def answers_itself(cluster: Cluster, host: Host) -> bool:
+    """Whether its NGINX answers a request of its own, over HTTP."""
+    command = "python3 -c 'import urllib.request as u; u.urlopen(\"http://127.0.0.1/.well-known/lyttle-ops\")'"
+    return host.succeeds(command)
