@@ -1,12 +1,14 @@
 """gunicorn's settings, from the node's environment: `gunicorn -c python:webapi.gunicorn_conf`.
 
 LYTTLE_INSTANCE_DIR, which the supervisor sets, is where the unix socket goes: a probe over it reaches this
-instance and no other.
+instance and no other. With LISTEN=held the port is the inherited socket LYTTLE_API_SOCKET (a file descriptor), and
+without one there is none.
 """
 
 import os
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 from gunicorn.glogging import Logger
@@ -29,8 +31,32 @@ class RootLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
             log.propagate = True
 
 
-bind = [_settings.api_listen, *([f"unix:{_instance_dir}/api.sock"] if _instance_dir else [])]
-umask = 0o007  # the socket is for this user and group
+umask = 0o007  # the unix socket is for this user and group
+
+
+def _own_socket(path: str) -> int:
+    """A socket of ours as a descriptor: beside one that is inherited, gunicorn opens none by itself."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    before = os.umask(umask)
+    try:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(128)
+    finally:
+        os.umask(before)
+    return listener.detach()
+
+
+def _bind() -> list[str]:
+    own = f"{_instance_dir}/api.sock" if _instance_dir else None
+    inherited = os.environ.get("LYTTLE_API_SOCKET")
+    if _settings.listen == "held" and inherited:
+        return [f"fd://{inherited}", *([f"fd://{_own_socket(own)}"] if own else [])]
+    return [*([_settings.api_listen] if _settings.listen == "bind" else []), *([f"unix:{own}"] if own else [])]
+
+
+bind = _bind()
 workers = 1  # one process: one pool of connections, one set of counters
 worker_class = "gthread"
 threads = 8

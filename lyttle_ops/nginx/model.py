@@ -74,6 +74,7 @@ class Layout:
     proxy_protocol: bool = False
     access_log: bool = True
     json_log: bool = True
+    task_id: str = ""  # told to whoever asks which instance answers; "": not told
     thumbprint: str = ""  # of the ACME account key; "": none yet, challenges are answered with 404
     user: str = ""  # account of the workers; only where NGINX starts as root
     open_files: int = 20_000  # limit of a worker; a connection that is passed on takes two

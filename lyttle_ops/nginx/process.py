@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import psutil
 
 from lyttle_ops.nginx.errors import NGINXMissing, ReleaseFailed
 
-SOCKETS = ("nginx.sock", "nginx-tls.sock")
+SOCKETS = ("nginx.sock", "nginx-tls.sock", "rehearsal.sock")
 
 _ERROR = re.compile(r"\[(?:emerg|alert|crit|error)\] (?:\d+#\d+: )?(?:\*\d+ )?(.*)")
 _LOG_LINE = re.compile(r"(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d|nginx:) \[(\w+)\] (?:\d+#\d+: )?(.*)", re.DOTALL)
@@ -48,10 +48,10 @@ class Process:
     environment variable, for a start as for a test, instead of binding.
     """
 
-    def __init__(self, folder: Path, program: str = "nginx", held: Sequence[int] = ()) -> None:
+    def __init__(self, folder: Path, program: str = "nginx", held: Callable[[], Sequence[int]] = tuple) -> None:
         self._folder = folder
         self._program = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin") or program
-        self._held = tuple(held)
+        self.held = held
 
     def command(self, configuration: Path | None = None) -> list[str]:
         """argv that runs NGINX in the foreground, with the live release unless told otherwise."""
@@ -60,7 +60,8 @@ class Process:
 
     def environment(self) -> dict[str, str]:
         """What a start needs besides the caller's own environment."""
-        return {"NGINX": "".join(f"{descriptor};" for descriptor in self._held)} if self._held else {}
+        held = self.held()
+        return {"NGINX": "".join(f"{descriptor};" for descriptor in held)} if held else {}
 
     def test(self, configuration: Path) -> str | None:
         """None when `nginx -t` accepts it, else its own words.
@@ -73,7 +74,7 @@ class Process:
         environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), **self.environment()}
         try:
             tested = subprocess.run(
-                [*self.command(configuration), "-t", "-q"], env=environment, pass_fds=self._held, timeout=120,
+                [*self.command(configuration), "-t", "-q"], env=environment, pass_fds=self.held(), timeout=120,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 text=True, errors="replace",
             )  # fmt: skip
@@ -94,6 +95,19 @@ class Process:
             return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
         except (OSError, ValueError, psutil.Error):
             return None
+
+    def has_held_sockets(self) -> bool:
+        """Whether the running master has all of `held` open: True when there are none."""
+        held = self.held()
+        if not held:
+            return True
+        master = self.master()
+        try:
+            wanted = {os.fstat(descriptor).st_ino for descriptor in held}
+            found = {file.stat().st_ino for file in Path(f"/proc/{master.pid}/fd").iterdir()} if master else set()
+        except OSError:  # it ended meanwhile, or the sockets were given back
+            return False
+        return wanted <= found
 
     def accepting_workers(self) -> set[int]:
         """Pids of the master's workers that still take connections."""
@@ -160,6 +174,16 @@ def _accepts(worker: psutil.Process) -> bool:
         return worker.status() != psutil.STATUS_ZOMBIE and "worker process" in title and "shutting down" not in title
     except psutil.Error:
         return False
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Stop an NGINX that we started, at once; after five seconds by force."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _end(process: psutil.Process, sign: signal.Signals, timeout: float) -> None:

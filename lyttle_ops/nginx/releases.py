@@ -10,14 +10,14 @@ import pwd
 import resource
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import Counter, Histogram
 
 from lyttle_ops.logs import is_json
-from lyttle_ops.nginx import blame, probe
+from lyttle_ops.nginx import blame, probe, rehearsal
 from lyttle_ops.nginx.errors import CustomCodeError, ReleaseFailed, UnsafeValue
 from lyttle_ops.nginx.folder import Folder
 from lyttle_ops.nginx.model import Applied, CertificateFiles, Layout, Site
@@ -48,6 +48,7 @@ def layout_of(settings: Settings, folder: Path, instance_id: str) -> Layout:
         proxy_protocol=settings.proxy_protocol,
         access_log=settings.access_log,
         json_log=is_json(settings.log_format),
+        task_id=settings.task_id or "",
         user=worker_account(),
         open_files=_open_files(),
     )
@@ -70,12 +71,18 @@ def _open_files() -> int:
 class NGINX:
     """The NGINX of one instance. Safe to use from several threads and processes: one apply runs at a time.
 
-    `held` are listening sockets to take over instead of binding; `deadline` is how many seconds a reload may take, or
-    five times as long as the last test took if that is more. Raises NGINXMissing.
+    `held` gives listening sockets to take over instead of binding, the same ones as long as NGINX runs; other programs
+    may serve from them too, so the first release is rehearsed without them. `deadline` is how many seconds a start or
+    reload may take, or five times as long as the last test took if that is more. Raises NGINXMissing.
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, instance_id: str, held: Sequence[int] = (), deadline: float = 15.0
+        self,
+        settings: Settings,
+        folder: Path,
+        instance_id: str,
+        held: Callable[[], Sequence[int]] = tuple,
+        deadline: float = 15.0,
     ) -> None:
         self.layout = layout_of(settings, folder, instance_id)
         self.folder = folder
@@ -86,6 +93,7 @@ class NGINX:
         self._quarantine: dict[int, tuple[str, str]] = {}  # site -> (digest of what was refused, NGINX's words)
         self._good: dict[int, str] = {}  # site -> digest of its part in the last release that was tested
         self._last_test = 0.0  # seconds
+        self._rehearsed = False
 
     def command(self) -> list[str]:
         """argv that runs NGINX in the foreground; what `environment` gives goes with it."""
@@ -98,6 +106,10 @@ class NGINX:
     def prepare_start(self) -> None:
         """End stray processes of this instance's NGINX and remove its stale sockets; before every start."""
         self._process.prepare_start()
+
+    def has_held_sockets(self) -> bool:
+        """Whether the running NGINX has every socket of `held`: True when there are none."""
+        return self._process.has_held_sockets()
 
     def pid(self) -> int | None:
         """Pid of the running master."""
@@ -132,6 +144,8 @@ class NGINX:
             for number, message in found.items():
                 self._quarantine[number] = _digest(texts.pop(number)), message
             self._good = {number: _digest(text) for number, text in texts.items()}
+            if self._process.held() and not self._rehearsed:
+                self._rehearse([site for site in sites if site.id in texts], layout)
             reloaded = self._bring_up(release)
             self._files.prune()
             return Applied(release, reloaded, dict(sorted((refused | found).items())))
@@ -198,6 +212,18 @@ class NGINX:
             if new and (message is not None or not keep):
                 self._files.discard(release)
         return message
+
+    def _rehearse(self, sites: Sequence[Site], layout: Layout) -> None:
+        """Prove that NGINX comes up with these sites, where no client can meet it. Raises ReleaseFailed."""
+        apart = rehearsal.layout_without_ports(layout)
+        files = _assemble({site.id: render_site(site, apart) for site in sites}, apart)
+        release, _ = self._files.stage(files, [name for site in sites for name in site.tls.values()])
+        deadline = max(self._deadline, 5 * self._last_test)
+        try:
+            rehearsal.rehearse(self._process, self.folder, self._files.path(release) / "nginx.conf", release, deadline)
+        finally:
+            self._files.discard(release)
+        self._rehearsed = True
 
     def _bring_up(self, release: str) -> bool:
         """Make a tested release live, and NGINX serve it. True when it took a reload."""

@@ -75,6 +75,7 @@ def render_main(layout: Layout, site_files: Iterable[str]) -> str:
         ],
         thumbprint=fields.thumbprint(layout.thumbprint),
         instance_id=fields.identifier(layout.instance_id),
+        task_id=fields.identifier(layout.task_id) if layout.task_id else None,
     )
 
 

@@ -20,12 +20,14 @@ Check = dict[str, Any]  # {"ok": bool, "message": str}
 
 
 def look_at_nginx(nginx: NGINX, addresses: Iterable[str]) -> Check:
-    """Whether it runs and answers, on its own socket and on every port that clients use."""
+    """Whether it runs and answers on its own socket, has the ports that were lent to it, and those in `addresses`."""
     if not nginx.is_running():
         return _bad("NGINX does not run")
     if nginx.live_release() is None:
         return _bad("NGINX does not answer")
     # Its unix socket says nothing about the ports.
+    if not nginx.has_held_sockets():
+        return _bad("NGINX does not have the ports that this node took")
     for address in addresses:
         error = _connect(address)
         if error:

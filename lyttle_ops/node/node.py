@@ -9,7 +9,6 @@ failure mode instead: NGINX keeps serving, health and log say why, and it waits 
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -28,17 +27,18 @@ from lyttle_ops.cluster.members import Member, NodeNameTaken
 from lyttle_ops.db import Database, DatabaseError, DatabaseMisconfigured
 from lyttle_ops.db.migrate import migrate
 from lyttle_ops.errors import LyttleOpsError
-from lyttle_ops.nginx.process import read_log_line
 from lyttle_ops.nginx.releases import NGINX
 from lyttle_ops.node import checks, preflight
 from lyttle_ops.node.desired import SnapshotFile
 from lyttle_ops.node.folder import InstanceFolder
 from lyttle_ops.node.issuing import Issuing
+from lyttle_ops.node.listeners import Listeners
+from lyttle_ops.node.programs import api_child, nginx_child
 from lyttle_ops.node.restart import RestartGuard
 from lyttle_ops.node.schedule import Schedule
 from lyttle_ops.node.shared import SharedCopy, last_known
 from lyttle_ops.node.status import StatusFile
-from lyttle_ops.node.supervisor import Child, Supervisor
+from lyttle_ops.node.supervisor import Supervisor
 from lyttle_ops.node.sync import Sync
 from lyttle_ops.settings import Settings
 
@@ -77,7 +77,8 @@ class Node:
         self._member = Member(
             self._database, self._instance_id, settings.node_name, settings.node_machine_id, self._keyring.key_ids
         )
-        self._nginx = NGINX(settings, self._folder.path, str(self._instance_id))
+        self._listeners = Listeners(settings, self._instance_id)
+        self._nginx = NGINX(settings, self._folder.path, str(self._instance_id), held=self._listeners.for_nginx)
         self._snapshot = SnapshotFile(settings.state_dir, self._keyring)
         self._shared = SharedCopy(
             settings.shared_dir, self._keyring, lambda: self._leadership.settled_term, self._clock
@@ -100,6 +101,7 @@ class Node:
             self._snapshot,
             self._shared,
             self._instance_id,
+            before_apply=self._listeners.take,
             on_applied=self._something_to_serve,
         )
         self._events = Events(
@@ -112,6 +114,8 @@ class Node:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._serving = False  # NGINX answered with the applied release at the last look
+        # Held ports are another network's, and another task may answer there.
+        self._addresses = () if self._listeners.are_held else (*settings.http_listen, *settings.https_listen)
         self._checks: dict[str, dict[str, Any]] = {}
         self._database_health = checks.DatabaseHealth(self._clock)
         self._exit_code = 0
@@ -140,7 +144,8 @@ class Node:
             )  # fmt: skip
             self._guard.end()  # a refusal is no restart
             return 1
-        self._supervisor.add(self._api_child())
+        if not self._listeners.are_held:
+            self._start_api()  # else with NGINX: what cannot serve takes no connection from one that can
         self._shared.start()
         threading.Thread(target=self._boot, name="boot", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -244,7 +249,8 @@ class Node:
 
     def _shut_down(self) -> None:
         self._state = "stopping"
-        log.info("Stopping: leadership first, then requests in flight")
+        log.info("Stopping: ports and leadership first, then requests in flight")
+        self._listeners.release()
         self._leadership.stop(timeout=3.0)
         self._write_status()
         # Beside each other: a PostgreSQL that never answers must not eat the time that requests in flight have.
@@ -280,6 +286,7 @@ class Node:
         if was_ready or self._state == "ready" or self._serving:
             log.critical("FAILURE MODE: %s", reason)
             self._state = "failed"
+            self._start_api()
             self._leadership.reconsider()
             return
         log.critical("This node cannot start: %s", reason)
@@ -288,29 +295,15 @@ class Node:
 
     # -- children --------------------------------------------------------------------------------------
 
-    def _api_child(self) -> Child:
-        environment = {
-            **os.environ,
-            "LYTTLE_INSTANCE_ID": str(self._instance_id),
-            "LYTTLE_INSTANCE_DIR": str(self._folder.path),
-        }
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"]
-        return Child("api", lambda: command, environment)
+    def _start_api(self) -> None:
+        self._supervisor.add(api_child(str(self._instance_id), self._folder.path, self._listeners.for_api))
 
     def _something_to_serve(self) -> None:
         """A release is there: NGINX can start, if it is the first."""
         self._status.write_domains(self._sync.domains)
-        if self._supervisor.child("nginx") is None and not self._stopping.is_set():
-            self._supervisor.add(
-                Child(
-                    "nginx",
-                    self._nginx.command,
-                    {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), **self._nginx.environment()},
-                    prepare=self._nginx.prepare_start,
-                    read_line=_log_nginx,
-                    graceful=signal.SIGQUIT,
-                )
-            )
+        if not self._stopping.is_set():
+            self._supervisor.add(nginx_child(self._nginx, self._listeners.for_nginx))
+            self._start_api()
             self._wake.set()
 
     def _check_children(self) -> None:
@@ -318,6 +311,10 @@ class Node:
             child = self._supervisor.child(name)
             if child is not None and child.given_up and self._failure is None:
                 self._fail(child.given_up)
+                if name == "nginx" and self._listeners.are_held:
+                    # Nobody empties the queues any more: let clients be refused, and other tasks have the ports.
+                    self._listeners.release()
+                    self._supervisor.renew("api")
 
     # -- what others tell us ---------------------------------------------------------------------------
 
@@ -389,7 +386,7 @@ class Node:
 
     def _look(self) -> None:
         self._checks = {
-            "nginx": checks.look_at_nginx(self._nginx, (*self._settings.http_listen, *self._settings.https_listen)),
+            "nginx": checks.look_at_nginx(self._nginx, self._addresses),
             "release": checks.look_at_release(self._nginx, self._sync.release, self._sync.error),
             "database": self._database_health.look(self._events.connected),
             "api": checks.look_at_api(self._folder.path / "api.sock"),
@@ -415,6 +412,7 @@ class Node:
             {
                 "instance_id": str(self._instance_id),
                 "node": self._settings.node_name,
+                "task_id": self._settings.task_id,
                 "version": __version__,
                 "pid": os.getpid(),
                 "state": self._state,
@@ -441,12 +439,3 @@ class Node:
                 "notes": {"shared_copy": note} if (note := self._shared.note()) else {},
             }
         )
-
-
-_nginx_log = logging.getLogger("nginx")
-
-
-def _log_nginx(line: str) -> None:
-    """A line of NGINX's error log as a record of ours."""
-    level, message = read_log_line(line)
-    _nginx_log.log(logging.getLevelName(level), "%s", message, extra={"source": "nginx"})

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -28,7 +28,8 @@ class Child:
 
     name: str
     command: Callable[[], list[str]]
-    environment: Mapping[str, str]
+    environment: Callable[[], Mapping[str, str]]
+    descriptors: Callable[[], Sequence[int]] = tuple  # open files that it inherits under the same numbers
     prepare: Callable[[], None] = lambda: None  # before each start
     read_line: Callable[[str], None] | None = None  # gets each line of its standard error
     graceful: signal.Signals = signal.SIGTERM
@@ -55,9 +56,9 @@ class Supervisor:
         self._children: dict[str, Child] = {}
 
     def add(self, child: Child) -> None:
-        """Start `child` at the next tick and keep it running."""
+        """Start `child` at the next tick and keep it running; nothing happens when there is one of that name."""
         with self._mutex:
-            self._children[child.name] = child
+            self._children.setdefault(child.name, child)
 
     def child(self, name: str) -> Child | None:
         with self._mutex:
@@ -75,6 +76,12 @@ class Supervisor:
                 self._note_exit(child, now)
             elif now >= child.start_at:
                 self._start(child)
+
+    def renew(self, name: str) -> None:
+        """End a child gracefully; the next tick starts it anew, with what its environment is then."""
+        child = self.child(name)
+        if child is not None and child.process is not None and child.running:
+            child.process.send_signal(child.graceful)
 
     def stop(self, grace: float) -> None:
         """End all children gracefully, all at once; after `grace` seconds by force. In-flight requests finish."""
@@ -103,7 +110,8 @@ class Supervisor:
             child.prepare()
             child.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", "--", *child.command()],
-                env=dict(child.environment),
+                env=dict(child.environment()),
+                pass_fds=child.descriptors(),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE if child.read_line else None,
                 text=True,

@@ -45,6 +45,7 @@ class Sync:
         snapshot: SnapshotFile,
         shared: SharedCopy,
         instance_id: UUID,
+        before_apply: Callable[[], None],
         on_applied: Callable[[], None],
     ) -> None:
         self._database = database
@@ -54,6 +55,7 @@ class Sync:
         self._snapshot = snapshot
         self._shared = shared
         self._instance_id = instance_id
+        self._before_apply = before_apply
         self._on_applied = on_applied
         self._requested = threading.Event()
         self._stopping = threading.Event()
@@ -89,6 +91,7 @@ class Sync:
         """Serve `desired`. Raises ReleaseFailed when not even the rest of it can be served."""
         with self._running:
             sites, unusable = desired.sites()
+            self._before_apply()
             applied = self._nginx.apply(sites, desired.files(), desired.thumbprint)
             quarantined = {**applied.quarantined, **unusable}
             for site, message in quarantined.items():

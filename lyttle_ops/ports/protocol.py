@@ -50,6 +50,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.settings import PortsSettings
 
 LEASE = 10.0  # seconds without a node, after which the listeners are closed
 ACQUIRE = 15.0  # seconds an address may be in use before that counts as a stranger's
@@ -80,6 +81,15 @@ def listener(kind: str, address: str) -> Listener:
     """A listener for an address as settings write it (any spelling of IPv6)."""
     host, port = split(address)
     return Listener(kind, join(host, port))
+
+
+def listeners(settings: PortsSettings) -> list[Listener]:
+    """Every address that a node with these settings serves."""
+    return [
+        *(listener("http", address) for address in settings.http_listen),
+        *(listener("https", address) for address in settings.https_listen),
+        listener("api", settings.api_listen),
+    ]
 
 
 def split(address: str) -> tuple[str, int]:

@@ -381,7 +381,10 @@ def test_sockets_that_somebody_else_holds_are_taken_over(nginx: Running) -> None
             held.bind((nginx.host, port))
             held.listen()
         instance = NGINX(
-            nginx.settings, nginx.folder, nginx.nginx.layout.instance_id, held=(http.fileno(), https.fileno())
+            nginx.settings,
+            nginx.folder,
+            nginx.nginx.layout.instance_id,
+            held=lambda: (http.fileno(), https.fileno()),
         )
         applied = instance.apply([site(1, kind="redirect")], {}, THUMBPRINT)
         process = subprocess.Popen(

@@ -27,7 +27,7 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 def child(code: str, **options: object) -> Child:
-    return Child("child", lambda: [sys.executable, "-c", code], dict(os.environ), **options)
+    return Child("child", lambda: [sys.executable, "-c", code], lambda: os.environ, **options)
 
 
 def test_a_child_that_dies_is_restarted(supervisor: Supervisor) -> None:
@@ -76,7 +76,7 @@ def test_a_program_that_is_missing_is_given_up_at_once(supervisor: Supervisor) -
     def command() -> list[str]:
         raise FileNotFoundError("no such program")
 
-    each = Child("child", command, {})
+    each = Child("child", command, dict)
     supervisor.add(each)
     supervisor.tick()
     assert each.given_up
