@@ -37,3 +37,8 @@ def cluster(provisioned: Cluster) -> Cluster:
     provisioned.whole()
     assert provisioned.serves(provisioned.lab.hosts[0], DOMAIN)
     return provisioned
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What site.yml made of fresh hosts is looked at before other tests change it."""
+    items.sort(key=lambda item: item.path.name != "test_site.py")
