@@ -7,13 +7,15 @@ import select
 import signal
 import stat
 import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.operator import Checkout, checkout, fail, sleep, tell
+from tests.support.operator import ROOT, Checkout, checkout, fail, sleep, tell
 from tests.support.wait import until
 
 RELEASE = {"release": {"number": 7, "version": "1.2.3", "image": "r.test/lyttle-ops:1.2.3"}, "nodes": [], "message": ""}
@@ -242,6 +244,30 @@ def test_the_playbook_learns_who_deploys_and_why(work: Checkout) -> None:
     assert result["node"] == "n2"
     assert "@" in who["owner"]
     assert who["start_time"].startswith(Path("/proc/sys/kernel/random/boot_id").read_text().strip() + ":")
+
+
+def test_a_persons_ansible_cfg_counts(work: Checkout) -> None:
+    (work.folder / "ansible.cfg").write_text("[defaults]\nhost_key_checking = false\n[connection]\npipelining = true\n")
+    said = [f"{word} lookup('ansible.builtin.config', '{name}')" for word, name in
+            (("not", "HOST_KEY_CHECKING"), ("", "ANSIBLE_PIPELINING"))]  # fmt: skip
+    work.playbook("deploy", [{"name": "Look", "ansible.builtin.assert": {"that": said}}, tell(result=RELEASE)])
+    done = work.run("deploy")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_installed_wheel_brings_what_it_runs(work: Checkout, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path / "wheel")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    (work.folder / "lyttle_ops").unlink()
+    with zipfile.ZipFile(wheel) as archive:  # all that an installation does with a wheel of Python alone
+        archive.extractall(work.folder)
+    (work.folder / "inventory.ini").write_text("[workers]\nn1 ansible_connection=local\n")
+    done = work.run("deploy")
+    assert done.returncode == 3
+    assert "has no host for 'managers'" in done.stderr
+    done = work.run("status", "-i", "nowhere.ini")
+    assert f"copy {work.folder / 'lyttle_ops' / 'ansible' / 'inventory.example.ini'} there" in done.stderr
 
 
 class Terminal:
