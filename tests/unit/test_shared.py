@@ -231,11 +231,11 @@ def test_while_a_child_hangs_that_no_signal_ends_no_other_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that waits for a hard mount ignores SIGKILL; here the signal is kept from it."""
-    monkeypatch.setattr(shared, "READ_DEADLINE", 0.5)
     manifest(tmp_path, 3).parent.mkdir()
     os.mkfifo(manifest(tmp_path, 3))
     node = Copy(tmp_path)
     with monkeypatch.context() as patch:
+        patch.setattr(shared, "READ_DEADLINE", 0.5)
         patch.setattr(subprocess.Popen, "kill", lambda self: None)
         with pytest.raises(SharedCopyUnusable, match="did not answer"):
             node.load()
