@@ -314,6 +314,7 @@ class Node:
                 if name == "nginx" and self._listeners.are_held:
                     # Nobody empties the queues any more: let clients be refused, and other tasks have the ports.
                     self._listeners.release()
+                    self._nginx.prepare_start()  # workers whose master was killed have them too
                     self._supervisor.renew("api")
 
     # -- what others tell us ---------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,11 +83,15 @@ class Program:
 
 
 class Machine:
-    """The folder that holders and nodes share, the addresses they fight for, and all processes on it."""
+    """The folder that holders and nodes share, the addresses they fight for, and all processes on it.
 
-    def __init__(self) -> None:
+    `user`: whom the holder becomes and listens to, when this is root.
+    """
+
+    def __init__(self, user: int = USER) -> None:
+        self._user = user
         self.folder = Path(tempfile.mkdtemp(prefix="lyttle-ports-", dir="/dev/shm"))
-        os.chown(self.folder, USER, -1)
+        os.chown(self.folder, user, -1)
         self.socket = self.folder / "ports.sock"
         self.host = loopback.address()
         self.http = f"{self.host}:{loopback.port(self.host)}"
@@ -110,7 +114,8 @@ class Machine:
             "LOG_FORMAT": "text",
             **changes,
         }
-        self.programs.append(Program([sys.executable, "-m", "lyttle_ops.cli", "ports"], environment))
+        code = f"from lyttle_ops import cli; from lyttle_ops.ports import privileges; privileges.USER = {self._user}"
+        self.programs.append(Program([sys.executable, "-c", f"{code}; cli.main()", "ports"], environment))
         return self.programs[-1]
 
     def borrower(self, name: str, *addresses: str, patience: float = 30.0) -> Program:
@@ -142,9 +147,13 @@ def ask(address: str, timeout: float = 5.0) -> str:
 
 
 class Clients:
-    """Fresh connections, one after the other on each address, until the end of the block."""
+    """Fresh connections, one after the other on each address, until the end of the block.
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    `ask` gives the name of whoever answered at an address, or raises OSError.
+    """
+
+    def __init__(self, addresses: Sequence[str], ask: Callable[[str], str] = ask) -> None:
+        self._ask = ask
         self.answers: dict[str, int] = {}
         self.failures: list[str] = []
         self.slowest = 0.0
@@ -170,7 +179,7 @@ class Clients:
         while not self._end.is_set():
             started = time.monotonic()
             try:
-                answer = ask(address)
+                answer = self._ask(address)
             except OSError as exc:
                 with self._mutex:
                     self.failures.append(f"{address}: {exc!r}")
@@ -182,8 +191,8 @@ class Clients:
 
 
 @contextmanager
-def machine() -> Iterator[Machine]:
-    made = Machine()
+def machine(user: int = USER) -> Iterator[Machine]:
+    made = Machine(user)
     try:
         yield made
     finally:
