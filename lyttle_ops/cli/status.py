@@ -1,6 +1,6 @@
 """`lyttle-ops status`: the nodes, what each runs, who leads, the certificates, drift from the last release."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -35,15 +35,7 @@ def status(session: Operator) -> int:
     if certificates:
         click.echo()
         print_columns(("certificate", "until (UTC)", "stage", "installed"), map(_certificate, certificates))
-    wrong = [problem for node in nodes for problem in _problems(node)]
-    wrong += [
-        f"{text(each.get('hostname'))}: ports: {text(each.get('error') or each.get('task_state'))}"
-        for each in result.get("ports") or ()
-        if each.get("error") or each.get("task_state") != "running"
-    ]
-    if not result.get("leader"):
-        wrong.append("nobody leads: PostgreSQL is away, or no node is ready")
-    wrong += [f"drift: {each}" for each in result.get("drift") or ()]
+    wrong = _wrong(result, service, nodes)
     if lock := result.get("lock"):
         reason = f" ({lock['reason']})" if lock.get("reason") else ""
         click.echo(f"\nlock     {text(lock.get('owner'))}{reason}, until {text(lock.get('expires_at'))}")
@@ -58,11 +50,11 @@ def _node(node: Mapping[str, Any]) -> tuple[Cell, ...]:
     task: Mapping[str, Any] = node.get("task") or {}
     up = node.get("state") == "ready" and node.get("availability") == "active"
     state = text(node.get("state")) if up else f"{text(node.get('state'))}, {text(node.get('availability'))}"
-    ready = {True: ("yes", GOOD), False: ("no", BAD)}.get(node.get("ready"), ("–", None))  # type: ignore[arg-type]
+    ready: Cell = "–" if node.get("ready") is None else ("yes", GOOD) if node["ready"] else ("no", BAD)
     return (
         text(node.get("hostname")),
         text(node.get("address")),
-        "leader" if node.get("leader") is True else text(node.get("role")),
+        text(node.get("role")),
         (state, None if up else DOUBTFUL),
         text(node.get("version")),
         (text(task.get("state")), BAD if task.get("error") else None),
@@ -84,16 +76,38 @@ def _certificate(certificate: Mapping[str, Any]) -> tuple[Cell, ...]:
     )
 
 
-def _problems(node: Mapping[str, Any]) -> list[str]:
+def _wrong(result: Mapping[str, Any], service: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a person has to look after, one sentence each."""
+    everywhere = service.get("replicas") is None  # global mode: one on each node
+    found = [problem for node in nodes for problem in _problems(node, everywhere)]
+    running = sum((node.get("task") or {}).get("state") == "running" for node in nodes)
+    if not everywhere and running < int(service["replicas"]):
+        found.append(f"{running} of {service['replicas']} tasks run: see `docker service ps {service.get('name')}`")
+    if str(service.get("update_state")) in ("paused", "rollback_paused"):
+        found.append("the update stopped half-way: `lyttle-ops deploy` goes on, `lyttle-ops rollback` goes back")
+    up = {node.get("hostname") for node in nodes if node.get("state") == "ready"}
+    for each in result.get("ports") or ():
+        if each.get("hostname") in up and (each.get("error") or each.get("task_state") != "running"):
+            said = text(each.get("error") or each.get("task_state"))
+            found.append(f"{each['hostname']}: the holder of the ports does not run: {said}")
+    if not result.get("leader"):
+        found.append("nobody leads: PostgreSQL is away, or no node is ready")
+    return found + [f"drift: {each}" for each in result.get("drift") or ()]
+
+
+def _problems(node: Mapping[str, Any], everywhere: bool) -> list[str]:
     name, task = text(node.get("hostname")), node.get("task") or {}
     if node.get("state") != "ready":
         return [f"{name}: the Swarm says {text(node.get('state'))}: is the machine on, does Docker run there?"]
     if not node.get("edge") or node.get("availability") != "active":
         return []
-    if not task or task.get("state") != "running":
-        return [f"{name}: no running task: {text(task.get('error') or task.get('state'), 'none was started')}"]
+    if task.get("state") != "running":
+        why = text(task.get("error") or task.get("state"), "none was started")
+        return [f"{name}: no running task: {why}"] if everywhere else []
     found = []
-    if node.get("ready") is not True:
+    if node.get("ready") is None:
+        found.append(f"{name}: it cannot be reached by ssh, so what its node says is unknown")
+    elif not node["ready"]:
         found.append(f"{name}: not ready: `curl http://localhost:3003/health/ready` there names the check")
     if node.get("database_ok") is False:
         found.append(f"{name}: PostgreSQL cannot be used from there")
