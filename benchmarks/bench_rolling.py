@@ -84,6 +84,7 @@ def main() -> int:
         stack.deploy()
         stack.publish(DOMAIN)
         measure(stack, "held ports, start-first", arguments.rate)
+        stack.remove()
         stack.deploy(published(stack.stack_file()))
         stack.wait_served(DOMAIN)
         measure(stack, "published ports, stop-first", arguments.rate)

@@ -35,6 +35,10 @@ NODE, PORTS = f"{STACK}_lyttlenginx", f"{STACK}_ports"
 _PASSWORD = "a-password-of-tests"
 
 
+class StackFailed(RuntimeError):
+    """An update of the stack went wrong; the message says which and how."""
+
+
 def build_image(swarm: QuickSwarm, target: Path) -> str:
     """Build the image from this checkout into the tar file `target`; returns its name. Raises CommandFailed."""
     with engine.running(swarm.network, "localhost:5000") as builder:
@@ -119,6 +123,7 @@ class QuickStack:
             docker("secret", "create", f"{STACK}_{name}", "-", stdin=value)
         docker("config", "create", f"{STACK}_database_ca", str(self.services.ca.root))
         docker("config", "create", f"{STACK}_acme_ca", str(self.services.ca.root))
+        docker("network", "create", "--driver", "overlay", "--attachable", "demo")
         docker("config", "create", "upstream", str(files.CHECKOUT / "tests" / "support" / "upstream.py"))
 
     # -- the stack
@@ -130,13 +135,15 @@ class QuickStack:
         node["environment"]["ACME_CA_FILE"] = "/etc/lyttle-ops/acme-ca.pem"
         node["configs"].append({"source": "acme_ca", "target": "/etc/lyttle-ops/acme-ca.pem"})
         stack["configs"]["acme_ca"] = {"external": True, "name": f"{STACK}_acme_ca"}
+        node["networks"].append("demo")
+        stack["networks"]["demo"] = {"external": True, "name": "demo"}
         return stack
 
     def deploy(self, stack: dict[str, Any] | None = None, **variables: str) -> None:
         """`docker stack deploy` of `stack` (None: stack_file) with `variables`; returns when all its tasks run."""
         file = self._around / "stack.yml"
         file.write_text(yaml.safe_dump(stack or self.stack_file()))
-        words = ["docker", "stack", "deploy", "--resolve-image", "never", "--prune", "--compose-file", str(file), STACK]
+        words = ["docker", "stack", "deploy", "--resolve-image", "never", "--compose-file", str(file), STACK]
         wanted = {
             "LYTTLE_IMAGE": self.image,
             "LYTTLE_PORTS_IMAGE": self.image,
@@ -147,28 +154,45 @@ class QuickStack:
         shell.run(words, **{**self.manager.environment, **wanted, **variables})
         self.settle()
 
+    def remove(self, timeout: float = 120) -> None:
+        """`docker stack rm`; returns when none of its containers is left. Its volumes stay."""
+        self.manager.docker("stack", "rm", STACK)
+        label = f"label=com.docker.stack.namespace={STACK}"
+        for node in self.swarm.nodes:
+            until(
+                lambda node=node: not node.docker("ps", "--quiet", "--filter", label), timeout, "it is gone", every=0.2
+            )
+
     def settle(self, timeout: float = 600) -> None:
         """Until every service of the stack is as it should be and no update is under way; `timeout` in seconds.
 
-        Raises AssertionError, which names a failed update."""
+        Raises StackFailed, which names an update that failed, and AssertionError after `timeout`."""
         until(self._settled, timeout, "the stack is up", every=0.5)
 
     def _settled(self) -> bool:
         services = self.manager.docker("stack", "services", "--format", "{{.Name}} {{.Replicas}}", STACK).splitlines()
         for line in services:
             name, replicas = line.split()[:2]
-            state = self.manager.docker("service", "inspect", "--format", "{{json .UpdateStatus}}", name)
-            if (json.loads(state) or {}).get("State", "completed") != "completed":
-                return False
             running, wanted = replicas.split("/")
-            if running != wanted or running == "0":
+            if self._update_state(name) not in ("", "completed") or running != wanted or running == "0":
                 return False
         return bool(services)
 
+    def _update_state(self, service: str) -> str:
+        """ "" before there was any update. Raises StackFailed when one went wrong."""
+        said = self.manager.docker("service", "inspect", "--format", "{{json .UpdateStatus}}", service)
+        status = json.loads(said) or {}
+        state = str(status.get("State", ""))
+        if state.startswith("rollback") or state == "paused":
+            tasks = self.manager.docker("service", "ps", "--no-trunc", service)
+            raise StackFailed(f"the update of {service}: {state}, {status.get('Message')}\n{tasks}")
+        return state
+
     def update(self, service: str, *words: str, timeout: float = 600) -> float:
-        """`docker service update`, followed to its end; returns the seconds it took."""
+        """`docker service update`, followed to its end; returns the seconds it took. Raises as settle does."""
         began = time.monotonic()
         self.manager.docker("service", "update", "--detach", "--no-resolve-image", *words, service)
+        until(lambda: self._update_state(service), 30, "the update has begun", every=0.2)
         self.settle(timeout)
         return time.monotonic() - began
 
@@ -177,7 +201,7 @@ class QuickStack:
     def publish(self, domain: str, timeout: float = 120) -> None:
         """Serve `domain` over HTTPS from the upstream of load tests; returns when every node does."""
         self.manager.docker(
-            *("service", "create", "--detach", "--name", "demo", "--network", f"{STACK}_upstreams"),
+            *("service", "create", "--detach", "--name", "demo", "--network", "demo"),
             *("--endpoint-mode", "dnsrr", "--no-resolve-image", "--no-healthcheck", "--entrypoint", "python3"),
             *("--config", "source=upstream,target=/upstream.py", self.image, "/upstream.py", "8080"),
         )
