@@ -14,7 +14,6 @@ from tests.lab import detached, rootfs, shell
 from tests.lab.network import Network, mtu
 
 BOOT_TIMEOUT = 120.0  # seconds; 10 on an idle machine
-_KERNEL = "linux.uml"
 
 
 class HostError(RuntimeError):
@@ -24,14 +23,14 @@ class HostError(RuntimeError):
 class Host:
     """The host `index` (from 0) of a lab, whose files are in `folder`."""
 
-    def __init__(self, folder: Path, network: Network, index: int, *, memory: str, zone: str) -> None:
+    def __init__(self, folder: Path, network: Network, index: int, *, kernel: Path, memory: str, zone: str) -> None:
         self.name = f"n{index + 1}"
         self.index = index
         self.address, self.address6 = network.host(index), network.host6(index)
         self.folder = folder / self.name
         self.disk = self.folder / "disk.img"
         self.console = self.folder / "console.log"
-        self._network, self._memory, self._zone = network, memory, zone
+        self._network, self._kernel, self._memory, self._zone = network, kernel, memory, zone
         self._record = self.folder / "process.json"
         self._ssh_folder = folder
 
@@ -195,7 +194,7 @@ class Host:
         # Without gro downloads hang silently.
         card = f"transport=tap,ifname={network.tap(self.index)},mac={network.mac(self.index)},depth=128,gro=1"
         argv = [
-            *(_KERNEL, f"mem={self._memory}", f"umid={self.name}", "uml_dir=uml"),
+            *(str(self._kernel), f"mem={self._memory}", f"umid={self.name}", "uml_dir=uml"),
             *(f"ubd0={self.disk}", "root=/dev/ubda", "rw", "rootflags=barrier=0", f"vec0:{card}"),
             *("con=null", "con0=null,fd:1", "quiet", "systemd.show_status=0"),
             *(f"systemd.hostname={self.name}", f"hostname={self.name}", f"lab.zone={self._zone}"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.lab import engine, files, inventory, network, rootfs
 from tests.lab.engine import Engine
 from tests.lab.host import Host, HostError
+from tests.lab.kernel import kernel
 from tests.lab.network import Network
 from tests.lab.services import ZONE, Services
 
@@ -34,6 +35,7 @@ class Plan:
     hosts: int
     memory: str
     suite: str
+    kernel: str
 
 
 class Lab:
@@ -45,7 +47,8 @@ class Lab:
         self.folder = files.LABS / plan.name
         self.network = Network(files.identity(plan.name), plan.subnet)
         self.hosts = [
-            Host(self.folder, self.network, index, memory=plan.memory, zone=ZONE) for index in range(plan.hosts)
+            Host(self.folder, self.network, index, kernel=Path(plan.kernel), memory=plan.memory, zone=ZONE)
+            for index in range(plan.hosts)
         ]
         self.services = Services(self.folder, self.network, [host.address for host in self.hosts])
         self.inventory = self.folder / "inventory.ini"
@@ -177,8 +180,9 @@ class Lab:
             if network.is_taken(plan.subnet):
                 raise LabError(f"the snapshot's hosts live in {plan.subnet}, which is in use: end that lab first")
         else:
-            image = rootfs.image(suite)
-            plan = Plan(name, "", hosts, memory, suite)
+            boots = kernel()
+            image = rootfs.image(suite, boots)
+            plan = Plan(name, "", hosts, memory, suite, str(boots.program))
         try:
             with files.locked(network.LOCK):
                 if not plan.subnet:

@@ -8,19 +8,18 @@ only lie in apt's cache, so that installing them downloads nothing.
 import hashlib
 import inspect
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import files, shell
+from tests.lab.apt import machine_apt
+from tests.lab.kernel import Kernel
 
 SUITE = "bookworm"
 DISK = "8G"  # sparse
-_MODULES = Path("/usr/lib/uml/modules")
 _LOCAL_CAS = Path("/usr/local/share/ca-certificates")
 
 # What a freshly installed server has and debootstrap's minimum lacks.
@@ -34,44 +33,6 @@ PRELOADED = (
     *("python3-yaml", "python3-psycopg2", "python3-requests", "python3-cryptography", "acl", "rsync", "openssl"),
     *("jq", "gnupg", "nftables", "chrony"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Apt:
-    """Where this machine's apt finds Debian, and how: the guests do the same."""
-
-    debian: str
-    security: str
-    settings: str
-
-    def sources(self, suite: str) -> str:
-        """sources.list of a guest."""
-        lines = (
-            f"deb {self.debian} {suite} main\n"
-            f"deb {self.debian} {suite}-updates main\n"
-            f"deb {self.security} {suite}-security main\n"
-        )
-        return lines if suite not in ("sid", "unstable") else f"deb {self.debian} {suite} main\n"
-
-
-def machine_apt() -> Apt:
-    """What /etc/apt of this machine says; Debian's own mirrors when it is no Debian."""
-    debian, security = "http://deb.debian.org/debian", "http://deb.debian.org/debian-security"
-    targets = shell.run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"]
-    )
-    for line in targets.splitlines():
-        origin, label, uri = line.split("|", 2)
-        if origin == "Debian" and label == "Debian":
-            debian = uri.rstrip("/")
-        elif origin == "Debian" and label == "Debian-Security":
-            security = uri.rstrip("/")
-    wanted = ("Acquire::http::", "Acquire::https::", "Acquire::Check-", "Acquire::Languages", "Acquire::Retries")
-    settings = [line for line in shell.run(["apt-config", "dump"]).splitlines() if line.startswith(wanted)]
-    for scheme in ("http", "https"):
-        if proxy := os.environ.get(f"{scheme}_proxy"):
-            settings.append(f'Acquire::{scheme}::Proxy "{proxy}";')
-    return Apt(debian, security, "".join(f"{line}\n" for line in settings))
 
 
 def bootstrap(root: Path, suite: str, packages: Sequence[str], log: Path) -> None:
@@ -117,7 +78,7 @@ def isolated(argv: Sequence[str], log: Path, timeout: float = 1800) -> None:
         raise shell.CommandFailed(f"{argv[0]} failed with {done.returncode}; the end of {log}:\n{said}")
 
 
-def recipe(suite: str, keys: Sequence[str]) -> str:
+def recipe(suite: str, kernel: Kernel, keys: Sequence[str]) -> str:
     """Hash of everything that the guests' image is made from."""
     parts = {
         "suite": suite,
@@ -125,22 +86,22 @@ def recipe(suite: str, keys: Sequence[str]) -> str:
         "preloaded": PRELOADED,
         "keys": list(keys),
         "apt": repr(machine_apt()),
-        "kernel": sorted(path.name for path in _MODULES.glob("*")),
+        "kernel": kernel.modules.name,
         "guest": [path.read_text() for path in sorted(files.GUEST.iterdir())],
         "code": inspect.getsource(bootstrap) + inspect.getsource(_prepare),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def image(suite: str = SUITE) -> Path:
+def image(suite: str, kernel: Kernel) -> Path:
     """The guests' root image; made when the cache does not hold it yet. Raises CommandFailed."""
     with files.locked(files.CACHE / "image.lock"):
         keys = ssh_keys()
-        wanted = files.CACHE / f"root-{suite}-{recipe(suite, [path.read_text() for path in keys])}.img"
+        wanted = files.CACHE / f"root-{suite}-{recipe(suite, kernel, [path.read_text() for path in keys])}.img"
         if not wanted.exists():
             for old in files.CACHE.glob(f"root-{suite}-*.img"):
                 old.unlink()
-            _make(wanted, suite)
+            _make(wanted, suite, kernel)
     return wanted
 
 
@@ -160,14 +121,14 @@ def ssh_keys() -> tuple[Path, Path]:
     return files.CACHE / "ssh_key.pub", files.CACHE / "host_key.pub"
 
 
-def _make(wanted: Path, suite: str) -> None:
+def _make(wanted: Path, suite: str, kernel: Kernel) -> None:
     root, log = files.CACHE / f"root-{suite}", files.CACHE / f"root-{suite}.log"
     shutil.rmtree(root, ignore_errors=True)  # of an attempt that was interrupted
     log.unlink(missing_ok=True)
     partial = wanted.with_suffix(".partial")
     try:
         bootstrap(root, suite, BASE, log)
-        _prepare(root)
+        _prepare(root, kernel)
         isolated(["chroot", str(root), "apt-get", "-q", "update"], log)
         isolated(["chroot", str(root), "apt-get", "-q", "install", "-y", "--download-only", *PRELOADED], log)
         partial.unlink(missing_ok=True)
@@ -178,10 +139,9 @@ def _make(wanted: Path, suite: str) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _prepare(root: Path) -> None:
+def _prepare(root: Path, kernel: Kernel) -> None:
     """Turn a bare Debian into a guest: kernel modules, keys, network, and no work that a lab does not need."""
-    for modules in _MODULES.glob("*"):
-        shutil.copytree(modules, root / "lib/modules" / modules.name, symlinks=True)
+    shutil.copytree(kernel.modules, root / "lib/modules" / kernel.modules.name, symlinks=True)
     write = {
         # No write barriers: the disk is a file whose written pages survive the guest's kill -9 anyway.
         "etc/fstab": "/dev/ubda / ext4 defaults,noatime,barrier=0 0 1\n",

@@ -6,7 +6,7 @@ import pytest
 from dnslib import QTYPE, DNSRecord
 
 from lyttle_ops.local.dns import NameServer
-from tests.lab import dns, files, network, rootfs, shell
+from tests.lab import apt, dns, files, network, shell
 from tests.lab.network import Network
 
 
@@ -74,10 +74,10 @@ def test_the_guests_ask_the_mirrors_that_the_machine_asks(monkeypatch: pytest.Mo
         "apt-config": 'Acquire::http::Proxy "http://192.0.2.1:3142";\nDir::Cache "x";\n',
     }
     monkeypatch.setattr(shell, "run", lambda argv, **_more: answers[argv[0]])
-    apt = rootfs.machine_apt()
-    assert apt.sources("trixie").splitlines() == [
+    found = apt.machine_apt()
+    assert found.sources("trixie").splitlines() == [
         "deb http://mirror.example/debian trixie main",
         "deb http://mirror.example/debian trixie-updates main",
         "deb http://mirror.example/security trixie-security main",
     ]
-    assert apt.settings == 'Acquire::http::Proxy "http://192.0.2.1:3142";\n'
+    assert found.settings == 'Acquire::http::Proxy "http://192.0.2.1:3142";\n'
