@@ -45,7 +45,7 @@ class HeldPorts:
             deadline = time.monotonic() + PATIENCE
             while True:
                 try:
-                    self._borrow()
+                    self._borrow(deadline - time.monotonic())
                     break
                 except (Ended, OSError, PortsUnavailable) as exc:
                     if time.monotonic() > deadline or self._released.is_set():
@@ -75,8 +75,11 @@ class HeldPorts:
         if held:
             log.info("Gave the ports back to their holder")
 
-    def _borrow(self) -> None:
-        """Take from the holder, with our copies attached. Raises Ended, OSError and PortsUnavailable."""
+    def _borrow(self, patience: float = ACQUIRE + _CONNECT) -> None:
+        """Take from the holder, with our copies attached; it has `patience` seconds to answer.
+
+        Raises Ended, OSError and PortsUnavailable.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         received: list[socket.socket] = []
         try:
@@ -84,11 +87,11 @@ class HeldPorts:
             connection.connect(str(self._path))
             with self._mutex:
                 if self._released.is_set():
-                    raise PortsUnavailable("this node stops")
+                    raise PortsUnavailable("they were given back")
                 request = {"request": "take", "name": self._name, "listeners": self._described(self._sockets)}
                 protocol.send(connection, request, self._sockets.values())
                 self._connection = connection
-            connection.settimeout(ACQUIRE + _CONNECT)
+            connection.settimeout(max(_CONNECT, patience))
             _, received = protocol.receive(connection)
             connection.settimeout(None)
             self._keep_wanted(received)
@@ -106,7 +109,7 @@ class HeldPorts:
         found = {protocol.listening_address(each): each for each in received}
         with self._mutex:
             if self._released.is_set():
-                raise PortsUnavailable("this node stops")
+                raise PortsUnavailable("they were given back")
             if self._sockets:
                 return  # a holder that came later: ours are as good as its
             missing = [address for address in self._wanted if address not in found]
@@ -145,7 +148,7 @@ class HeldPorts:
 
     def _why(self, exc: BaseException) -> str:
         if self._released.is_set():
-            return "the ports are not taken: this node stops"
+            return "this node gave its ports back for good"
         reason = "it hung up" if isinstance(exc, Ended) else str(getattr(exc, "strerror", None) or exc)
         return (
             f"the ports could not be had from their holder at {self._path} within {PATIENCE:.0f} s: {reason}. "

@@ -147,7 +147,7 @@ USUAL_MAIN = set(directives(render_main(layout(user="www-data", trusted_load_bal
 @settings(max_examples=200)
 @given(
     field=st.sampled_from(
-        "http_listen https_listen name_servers trusted_load_balancers thumbprint instance_id user folder".split()  # noqa: SIM905 - reads as a list
+        "http_listen https_listen name_servers trusted_load_balancers thumbprint instance_id task_id user folder".split()  # noqa: SIM905 - reads as a list
     ),
     text=ANY,
 )
@@ -160,6 +160,11 @@ def test_no_field_of_the_layout_can_add_a_directive(field: str, text: str) -> No
     # Inside `geo` a trusted network stands where a directive would.
     own = {str(ipaddress.ip_network(text))} if field == "trusted_load_balancers" else set()
     assert set(directives(rendered)) <= USUAL_MAIN | own
+
+
+def test_who_answers_is_told_with_the_task_where_there_is_one() -> None:
+    assert "X-Lyttle-Task" not in render_main(layout(), [])
+    assert "add_header X-Lyttle-Task k3v9 always;" in render_main(layout(task_id="k3v9"), [])
 
 
 def test_the_same_desired_state_renders_to_the_same_release() -> None:
