@@ -169,7 +169,9 @@ def main() -> None:
             "action": {"type": "str", "required": True, "choices": ["read", "write", "publish", "prune"]},
             "folder": {"type": "path", "default": "/etc/lyttle-ops/secrets"},
             "generate": {"type": "dict", "default": {}},
-            "values": {"type": "dict", "default": {}, "no_log": True},
+            # Not no_log, which would mask them in this module's answer, and the next task would keep the mask as a
+            # secret: the tasks have no_log, so nothing is logged on either side.
+            "values": {"type": "dict", "default": {}, "no_log": False},
             "configs": {"type": "dict", "default": {}},
             "prefix": {"type": "str", "default": "lyttlenginx"},
             **ARGUMENT,
