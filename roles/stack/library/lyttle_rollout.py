@@ -312,7 +312,7 @@ class Rollout:
         return ""
 
     def _why(self, waiting: list[dict[str, Any]]) -> str:
-        """What Swarm says of the tasks that were waited for."""
+        """What Swarm says of the tasks that were waited for; of one of them also what it wrote."""
         told = []
         tasks = self._engine.tasks(self._name)
         for node in waiting:
@@ -320,7 +320,8 @@ class Rollout:
             if task:
                 status = task["Status"]
                 said = status.get("Err") or status.get("Message", "")
-                told.append(f"{node['hostname']}: {status['State']} ({said})")
+                logs = "" if told else "." + logs_of(self._engine, task)
+                told.append(f"{node['hostname']}: {status['State']} ({said}){logs}")
         return "; ".join(told) or "Swarm made no task there: `docker service ps --no-trunc` tells more"
 
     def finish(self) -> dict[str, Any]:

@@ -93,8 +93,9 @@ def deploy(options: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="lyttle-stack-") as folder:
         environment["DOCKER_CONFIG"] = folder
         command = ["docker"]
-        if options["docker_host"]:
-            command += ["--host", options["docker_host"]]
+        host = options["docker_host"] or os.environ.get("DOCKER_HOST")
+        if host:
+            command += ["--host", host]
         # The image is named by its digest, or loaded onto the nodes: no registry is asked again.
         command += ["stack", "deploy", "--resolve-image", "never"]
         if options["username"]:
@@ -123,7 +124,8 @@ def deploy(options: dict[str, Any]) -> None:
         except OSError as exc:
             raise EngineError(f"The docker command cannot be run: {exc}") from exc
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "Ignoring unsupported" not in line]
+        noise = ("Ignoring unsupported", "Since --detach", "In a future release")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(noise)]
         raise EngineError(f"docker stack deploy failed: {' '.join(lines[-3:])[:500]}")
 
 
@@ -141,16 +143,24 @@ def main() -> None:
     )
     options: dict[str, Any] = module.params
     engine = Engine(options["docker_host"])
+    before: dict[str, str] = {}
+    started, problem = now(), ""
     try:
-        started = now()
         tell_images(engine, options["stack"])
         before = digests(engine, options["stack"])
-        deploy(options)
+        try:
+            deploy(options)
+        except EngineError as exc:
+            problem = str(exc)
         after = digests(engine, options["stack"])
     except EngineError as exc:
         module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}")
     changed = sorted(name for name in after if before.get(name) != after[name])
-    module.exit_json(changed=bool(changed), services=changed, specs=before, started_at=started)
+    result = {"changed": bool(changed), "services": changed, "specs": before, "started_at": started}
+    if problem:
+        # Some of its services may have been changed before it stopped.
+        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {problem}", **result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ class Engine:
             length = int.from_bytes(raw[at + 4 : at + 8], "big")
             text += raw[at + 8 : at + 8 + length]
             at += 8 + length
-        return [line[:300] for line in text.decode(errors="replace").splitlines() if line.strip()][-lines:]
+        return [line[:1000] for line in text.decode(errors="replace").splitlines() if line.strip()][-lines:]
 
 
 def config_data(config: dict[str, Any]) -> dict[str, Any]:

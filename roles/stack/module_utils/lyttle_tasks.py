@@ -63,6 +63,7 @@ def _comparable(spec: dict[str, Any]) -> str:
     """A template without what restarts no task: where it may run, and the registry's credentials."""
     spec = json.loads(json.dumps(spec))
     spec.pop("Placement", None)
+    spec.pop("Runtime", None)  # said of a service, left out of its tasks
     spec.get("ContainerSpec", {}).pop("PullOptions", None)
     for network in spec.get("Networks") or []:
         network.pop("Aliases", None) if not network.get("Aliases") else None
@@ -93,6 +94,12 @@ def failures_since(tasks: list[dict[str, Any]], since: str) -> list[dict[str, An
 
 
 def logs_of(engine: Engine, task: dict[str, Any]) -> str:
-    """The last lines of a task, to go after a sentence."""
-    lines = engine.task_logs(task["ID"])
-    return " It said last: " + " | ".join(lines) if lines else " It wrote no log."
+    """The last lines of a task, to go after a sentence; of a JSON line its message."""
+    lines = []
+    for line in engine.task_logs(task["ID"]):
+        try:
+            told = json.loads(line)
+            lines.append(f"{told.get('level', '')}: {told['message']}")
+        except (ValueError, KeyError, TypeError):
+            lines.append(line)
+    return " It said last: " + " | ".join(lines[-4:]) if lines else " It wrote no log."
