@@ -76,18 +76,16 @@ def main() -> int:
     if os.geteuid() != 0:
         print("not measured: network devices and engines of its own need root")
         return 0
-    with (
-        tempfile.TemporaryDirectory(prefix="lyttle-roll-") as folder,
-        QuickStack(Path(folder) / "s", arguments.image, arguments.name, arguments.nodes) as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="lyttle-roll-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL's user passes through
-        stack.deploy()
-        stack.publish(DOMAIN)
-        measure(stack, "held ports, start-first", arguments.rate)
-        stack.remove()
-        stack.deploy(published(stack.stack_file()))
-        stack.wait_served(DOMAIN)
-        measure(stack, "published ports, stop-first", arguments.rate)
+        with QuickStack(Path(folder) / "s", arguments.image, arguments.name, arguments.nodes) as stack:
+            stack.deploy()
+            stack.publish(DOMAIN)
+            measure(stack, "held ports, start-first", arguments.rate)
+            stack.remove()
+            stack.deploy(published(stack.stack_file()))
+            stack.wait_served(DOMAIN)
+            measure(stack, "published ports, stop-first", arguments.rate)
     return 0
 
 
