@@ -147,7 +147,10 @@ USUAL_MAIN = set(directives(render_main(layout(user="www-data", trusted_load_bal
 @settings(max_examples=200)
 @given(
     field=st.sampled_from(
-        "http_listen https_listen name_servers trusted_load_balancers thumbprint instance_id task_id user folder".split()  # noqa: SIM905 - reads as a list
+        [
+            *("http_listen", "https_listen", "name_servers", "trusted_load_balancers"),
+            *("thumbprint", "instance_id", "task_id", "user", "folder"),
+        ]
     ),
     text=ANY,
 )
