@@ -17,6 +17,7 @@ from typing import Any
 
 _SET_STATS = {"set_stats", "ansible.builtin.set_stats", "ansible.legacy.set_stats"}
 _FAIL = {"fail", "ansible.builtin.fail", "ansible.legacy.fail"}
+_VALIDATE = {"validate_argument_spec", "ansible.builtin.validate_argument_spec"}  # added by Ansible to each role
 _HIDDEN = "its message is hidden, since it may hold secrets"
 
 
@@ -104,8 +105,8 @@ class Progress:
                 return self.end_step()
             case "playbook_on_task_start":
                 ended = self.end_step()
-                name = "" if data.get("task_action") in _SET_STATS else str(data.get("name") or data.get("task") or "")
-                self.current = Step(name, time.monotonic())
+                unseen = data.get("task_action") in (*_SET_STATS, *_VALIDATE)
+                self.current = Step("" if unseen else _name(data), time.monotonic())
                 return ended
             case "runner_on_start":
                 self._host(data, State.RUNNING)
@@ -161,11 +162,13 @@ class Progress:
     def _failed(self, data: Mapping[str, Any], state: State) -> None:
         self._host(data, state)
         host, message = str(data.get("host", "")), explain(_response(data))
+        if message == _HIDDEN and (place := data.get("task_path")):
+            message += f"; the task stands in {place}"
         if self.current is not None:
             self.current.messages[host] = message
         if state.bad:
             before = self._last_failure.pop(host, None)  # so that the newest stands last
-            step = str(data.get("task") or (self.current.name if self.current else ""))
+            step = _name(data) or (self.current.name if self.current else "")
             if before is not None and data.get("task_action") in _FAIL:
                 step = before.step  # a rescue that ends with its own words: what failed is what it came to rescue
             self._last_failure[host] = Failure(host, step, message)
@@ -205,6 +208,11 @@ def _bad(item: Mapping[str, Any]) -> bool:
 def _response(data: Mapping[str, Any]) -> Mapping[str, Any]:
     response = data.get("res")
     return response if isinstance(response, Mapping) else {}
+
+
+def _name(data: Mapping[str, Any]) -> str:
+    """The task's own name, without that of its role."""
+    return str(data.get("task") or data.get("name") or "").removeprefix(f"{data.get('role')} : ")
 
 
 def _text(value: Any) -> str:
