@@ -56,7 +56,8 @@ class NodeProcess:
             text=True,
             start_new_session=True,
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self._reader.start()
         return self
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
@@ -65,8 +66,11 @@ class NodeProcess:
             self.output.extend(process.stdout)
 
     def wait(self, timeout: float = 40) -> int:
+        """Its exit code, once all that it said was read. Programs of its own may outlive it by a moment."""
         assert self.process
-        return self.process.wait(timeout)
+        code = self.process.wait(timeout)
+        self._reader.join(10)
+        return code
 
     def ready(self) -> bool:
         return self.get("/health/ready").status_code == 200
