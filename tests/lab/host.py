@@ -13,6 +13,7 @@ from lyttle_ops.local import processes
 from tests.lab import detached, rootfs, shell
 from tests.lab.network import Network, mtu
 
+_SSH_FAILED = 255  # ssh's own, not the command's
 BOOT_TIMEOUT = 120.0  # seconds; 10 on an idle machine
 
 
@@ -119,11 +120,12 @@ class Host:
     ) -> str:
         """Standard output of `command` (a shell line or words), run as root.
 
-        Raises HostError when it does not end within `timeout` seconds or, unless `check` is off, when it fails.
+        Raises HostError when the host is not reached, when the command does not end within `timeout` seconds or,
+        unless `check` is off, when it fails.
         """
         line = command if isinstance(command, str) else shlex.join(command)
         done = self._ssh(line, timeout, stdin)
-        if check and done.returncode != 0:
+        if done.returncode != 0 and (check or done.returncode == _SSH_FAILED):
             said = (done.stderr.strip() or done.stdout.strip())[-2000:]
             raise HostError(f"{self.name}: `{line}` failed with {done.returncode}: {said}")
         return done.stdout
