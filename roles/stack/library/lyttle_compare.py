@@ -1,0 +1,178 @@
+#!/usr/bin/python
+"""Whether nodes answer for domains as another server does that serves them now."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lyttle_compare
+short_description: Compare what nodes answer for domains with what another server answers
+description:
+  - Asks the old server and every node for each domain, over HTTP and HTTPS with its name (SNI and Host). A node's answer
+    is worse when its class is (a page or redirect, then 4xx, then 5xx, then none).
+  - Certificates must be the same, unless the node's own is one that this host trusts for that name. The old server may
+    have renewed its certificate since it was imported.
+options:
+  old:
+    description: Address of the old server.
+    type: str
+    required: true
+  old_http_port:
+    description: Its port for HTTP.
+    type: int
+    default: 80
+  old_https_port:
+    description: Its port for HTTPS.
+    type: int
+    default: 443
+  nodes:
+    description: Address of each node by its name.
+    type: dict
+    required: true
+  http_port:
+    description: The nodes' port for HTTP.
+    type: int
+    default: 80
+  https_port:
+    description: The nodes' port for HTTPS.
+    type: int
+    default: 443
+  domains:
+    description: Dicts of domain and ssl. A wildcard stands for one name below it.
+    type: list
+    elements: dict
+    required: true
+attributes:
+  check_mode:
+    description: It only asks.
+    support: full
+"""
+
+RETURN = r"""
+problems:
+  description: What a node answers worse, a sentence each.
+  type: list
+  returned: success
+notes:
+  description: What differs and is as good.
+  type: list
+  returned: success
+compared:
+  description: Number of answers compared.
+  type: int
+  returned: success
+pointing:
+  description: Domains that resolve to the old server's address here.
+  type: list
+  returned: success
+"""
+
+import hashlib
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.lyttle_proof import TIMEOUT, Ports, ask
+
+_AT_ONCE = 8
+_RANK = {"1xx": 0, "2xx": 0, "3xx": 0, "4xx": 1, "5xx": 2, "no answer": 3}
+
+
+class Server(NamedTuple):
+    """One that is asked."""
+
+    name: str
+    address: str
+    ports: Ports
+
+
+def certificate(server: Server, domain: str) -> str:
+    """SHA-256 of the certificate shown for a name; empty without one."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((server.address, server.ports.https), timeout=TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=domain) as channel,
+        ):
+            return hashlib.sha256(channel.getpeercert(True) or b"").hexdigest()
+    except OSError:
+        return ""
+
+
+def trusted(server: Server, domain: str) -> bool:
+    """Whether this host trusts the certificate shown for a name."""
+    try:
+        with (
+            socket.create_connection((server.address, server.ports.https), timeout=TIMEOUT) as plain,
+            ssl.create_default_context().wrap_socket(plain, server_hostname=domain),
+        ):
+            return True
+    except OSError:
+        return False
+
+
+def compare(old: Server, node: Server, domain: str, tls: bool) -> tuple[list[str], list[str]]:
+    """(problems, notes) of one domain on one node."""
+    url = f"{'https' if tls else 'http'}://{domain}/"
+    was = ask(old.address, old.ports.https if tls else old.ports.http, domain, tls=tls)
+    now = ask(node.address, node.ports.https if tls else node.ports.http, domain, tls=tls)
+    problems, notes = [], []
+    if _RANK.get(now.kind, 3) > _RANK.get(was.kind, 3):
+        problems.append(f"{node.name} answers {url} with {now.detail}, {old.name} with {was.detail}")
+    elif now.detail != was.detail:
+        notes.append(f"{node.name} answers {url} with {now.detail}, {old.name} with {was.detail}")
+    before = certificate(old, domain) if tls else ""
+    if before and certificate(node, domain) != before:
+        if trusted(node, domain):
+            notes.append(f"{node.name} shows another certificate for {domain} than {old.name}, and it is trusted too")
+        else:
+            problems.append(f"{node.name} shows another certificate for {domain} than {old.name}, which nobody trusts")
+    return problems, notes
+
+
+def points_to(domain: str, address: str) -> bool:
+    """Whether the name resolves to the address here."""
+    try:
+        return address in {found[4][0] for found in socket.getaddrinfo(domain, None)}
+    except OSError:
+        return False
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "old": {"type": "str", "required": True},
+            "old_http_port": {"type": "int", "default": 80},
+            "old_https_port": {"type": "int", "default": 443},
+            "nodes": {"type": "dict", "required": True},
+            "http_port": {"type": "int", "default": 80},
+            "https_port": {"type": "int", "default": 443},
+            "domains": {"type": "list", "elements": "dict", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    options: dict[str, Any] = module.params
+    old = Server("the old server", options["old"], Ports(options["old_http_port"], options["old_https_port"]))
+    ports = Ports(options["http_port"], options["https_port"])
+    nodes = [Server(name, address, ports) for name, address in sorted(options["nodes"].items())]
+    names = [
+        (str(each["domain"]).replace("*", "lyttle-proof", 1), bool(each.get("ssl"))) for each in options["domains"]
+    ]
+    wanted = [(node, name, tls) for name, ssl_too in names for tls in ({False, ssl_too}) for node in nodes]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = list(pool.map(lambda each: compare(old, *each), wanted))
+        pointing = list(pool.map(lambda each: points_to(each[0], options["old"]), names))
+    module.exit_json(
+        changed=False,
+        problems=[line for problems, _ in found for line in problems],
+        notes=[line for _, notes in found for line in notes],
+        compared=len(wanted),
+        pointing=[name for (name, _), yes in zip(names, pointing, strict=True) if yes],
+    )
+
+
+if __name__ == "__main__":
+    main()
