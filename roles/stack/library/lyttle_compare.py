@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: lyttle_compare
 short_description: Compare what nodes answer for domains with what another server answers
 description:
-  - Asks the old server and every node for each domain, over HTTP and HTTPS with its name (SNI and Host). A node's answer
-    is worse when its class is (a page or redirect, then 4xx, then 5xx, then none).
+  - Asks the old server and every node for each domain, over HTTP and HTTPS with its name (SNI and Host). A node's
+    answer is worse when its class is (a page or redirect, then 4xx, then 5xx, then none).
   - Certificates must be the same, unless the node's own is one that this host trusts for that name. The old server may
     have renewed its certificate since it was imported.
 options:
