@@ -93,21 +93,23 @@ class Cluster:
     # -- the operator
 
     def play(self, name: str, timeout: float = 1800, **variables: Any) -> Play:
-        """`ansible-playbook` on the lab's inventory."""
-        done = subprocess.run(
-            [
-                *(str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(self.lab.inventory)),
-                *("-e", json.dumps({"stack_image": self.image, **variables}), str(_PLAYBOOKS / f"{name}.yml")),
-            ],
-            cwd=files.CHECKOUT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        (self.folder / f"{name}-{time.time():.0f}.log").write_text(done.stdout + done.stderr)
-        return Play(done.returncode, done.stdout + done.stderr)
+        """`ansible-playbook` on the lab's inventory; its output grows in the folder of the tests."""
+        log = self.folder / f"{name}-{time.time():.0f}.log"
+        with log.open("w") as output:
+            done = subprocess.run(
+                [
+                    *(str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(self.lab.inventory)),
+                    *("-e", json.dumps({"stack_image": self.image, **variables}), str(_PLAYBOOKS / f"{name}.yml")),
+                ],
+                cwd=files.CHECKOUT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=timeout,
+                check=False,
+            )
+        return Play(done.returncode, log.read_text())
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """`lyttle-ops words… --json`, under way."""
