@@ -237,7 +237,7 @@ class Rollout:
         left: int,
     ) -> dict[str, Any]:
         others = {t["ID"] for t in tasks if t.get("NodeID") == node["id"]} - {task["ID"]}
-        control = next((n["address"] for n in nodes if n["id"] != node["id"]), None)
+        control = self._control(node, nodes, tasks)
         result = proof.prove(
             node["address"],
             self._ports,
@@ -264,6 +264,15 @@ class Rollout:
         put_back = self._put_back()
         reason = f"{node['hostname']} ({node['address']}): {result.reason}"
         return {"outcome": "failed", "reason": reason, "put_back": put_back, "node": about}
+
+    def _control(self, node: dict[str, Any], nodes: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> str | None:
+        """The address of a node to compare with: one that is proven, else one that still runs the old task."""
+        known = {n["id"]: n.get("task") for n in self._options["baseline"]}
+        running = {t["ID"] for t in tasks if t["Status"]["State"] == "running" and t["DesiredState"] == "running"}
+        others = [n for n in nodes if n["id"] != node["id"]]
+        proven = [n["address"] for n in others if n["id"] in self._options["proven"]]
+        old = [n["address"] for n in others if known.get(n["id"]) in running]
+        return next(iter(proven + old), None)
 
     def _put_back(self) -> bool:
         """The specs of before, by Swarm's own rollback, when it would lead there. False: the play has to do it."""

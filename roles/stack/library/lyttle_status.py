@@ -29,6 +29,9 @@ options:
   lock:
     description: The deploy lock.
     type: dict
+  newest:
+    description: The newest release that succeeded.
+    type: dict
   drift:
     description: Differences from the newest release.
     type: list
@@ -61,8 +64,8 @@ from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, im
 from ansible.module_utils.lyttle_tasks import address_of
 
 
-def about_service(service: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    """The service's line."""
+def about_service(service: dict[str, Any] | None, name: str, newest: dict[str, Any] | None) -> dict[str, Any]:
+    """The service's line. The history knows the version of an image that it deployed better than its tag does."""
     if service is None:
         return {}
     spec, update = service["Spec"], service.get("UpdateStatus") or {}
@@ -70,7 +73,7 @@ def about_service(service: dict[str, Any] | None, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "image": image,
-        "version": image_version(image),
+        "version": newest["version"] if newest and newest["image"] == image else image_version(image),
         "mode": mode_of(spec),
         "replicas": (spec["Mode"].get("Replicated") or {}).get("Replicas"),
         "update_state": update.get("State", ""),
@@ -167,6 +170,7 @@ def main() -> None:
             "ports": {"type": "str", "default": "lyttlenginx_ports"},
             "instances": {"type": "list", "elements": "dict", "default": []},
             "lock": {"type": "dict"},
+            "newest": {"type": "dict"},
             "drift": {"type": "list", "elements": "str", "default": []},
             "addresses": {"type": "dict", "default": {}},
             **ARGUMENT,
@@ -178,7 +182,7 @@ def main() -> None:
     try:
         nodes = about_nodes(engine, options)
         holders = newest_tasks(engine, options["ports"]) if engine.service(options["ports"]) else {}
-        service = about_service(engine.service(options["service"]), options["service"])
+        service = about_service(engine.service(options["service"]), options["service"], options["newest"])
     except EngineError as exc:
         module.fail_json(msg=str(exc))
     lock = options["lock"]
