@@ -143,6 +143,7 @@ class Rollout:
         self._ports = proof.Ports(options["http_port"], options["https_port"])
         self._started = time.monotonic()
         self._refreshed = 0.0
+        self._failures: dict[str, str] = {}  # by task, in words, since Swarm soon forgets its tasks
 
     def _tick(self) -> None:
         """Between two steps: does the play still live, and the lock?"""
@@ -209,6 +210,8 @@ class Rollout:
             self._tick()
             service = self._service()
             tasks = self._engine.tasks(self._name)
+            if self._options["started_at"]:
+                self._failed(tasks)
             told = self._swarm_gave_up(service, tasks)
             if told:
                 return {"outcome": "swarm", "reason": told, "put_back": False, "node": {}}
@@ -301,14 +304,14 @@ class Rollout:
         return f"Swarm {did}. " + (self._failed(tasks) or status.get("Message", ""))
 
     def _failed(self, tasks: list[dict[str, Any]]) -> str:
-        failed = failures_since(tasks, self._options["started_at"])
-        if not failed:
-            return ""
-        task = failed[0]
-        names = {node["ID"]: node["Description"]["Hostname"] for node in self._engine.nodes()}
-        error = task["Status"].get("Err") or task["Status"].get("Message", "")
-        where = names.get(task.get("NodeID", ""), "a node")
-        return f"Its task on {where} ended: {error}.{logs_of(self._engine, task)}"
+        """What the first task that failed in this update said; empty when none did."""
+        for task in reversed(failures_since(tasks, self._options["started_at"])):
+            if task["ID"] not in self._failures:
+                names = {node["ID"]: node["Description"]["Hostname"] for node in self._engine.nodes()}
+                where = names.get(task.get("NodeID", ""), "a node")
+                error = task["Status"].get("Err") or task["Status"].get("Message", "")
+                self._failures[task["ID"]] = f"Its task on {where} ended: {error}.{logs_of(self._engine, task)}"
+        return next(iter(self._failures.values()), "")
 
     def _first_start_fails(self, tasks: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> str:
         """A first deployment has no update that Swarm could stop: three ends on one node tell enough."""
