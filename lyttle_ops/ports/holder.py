@@ -145,8 +145,7 @@ class Holder:
     # -- one turn --------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        # Looks at the clock and the socket's name once a second are enough; a bind is tried more often.
-        for key, _ in self._selector.select(1.0 if self._acquire_until is None else _PAUSE):
+        for key, _ in self._selector.select(self._pause()):
             key.data()
         now = self._clock.monotonic()
         if self._acquire_until is not None:
@@ -154,6 +153,14 @@ class Holder:
         self._watch_leases(now)
         if _identity(self._path) != self._place:
             raise HolderDisplaced(f"{self._path} was replaced or removed, so no node finds this holder")
+
+    def _pause(self) -> float:
+        """Seconds until something is due: a bind to try, a lease's end, or a look at the socket's name."""
+        if self._acquire_until is not None:
+            return _PAUSE
+        if self._idle_since is None or not self._open:
+            return 1.0
+        return min(1.0, max(0.0, self._idle_since + LEASE - self._clock.monotonic()) + 0.01)
 
     def _acquire(self, now: float) -> None:
         self._bind()
