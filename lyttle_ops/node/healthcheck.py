@@ -1,4 +1,4 @@
-"""The container's health check: six questions, answered within 2 seconds (a busy CPU gets 8), none of them asked of PostgreSQL.
+"""The container's health check: six questions, none of them asked of PostgreSQL, answered within 2 seconds.
 
 healthcheck.sh runs this file by itself and without site-packages, since Swarm asks every few seconds and starting
 Python is most of the cost; so it imports nothing of ours. It reads this task's status.json and asks this task's own
