@@ -70,7 +70,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, Orphaned, check_parent, mode_of, timestamp
-from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, failures_since, logs_of
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures_since, logs_of
 
 _LOCK_REFRESH = 15.0  # seconds
 
@@ -192,8 +192,7 @@ class Replacement:
                 return
             failed = failures_since(tasks, started)
             if len(failed) >= 3:
-                error = failed[0]["Status"].get("Err", "")
-                raise EngineError(f"{name} does not start: {error}.{logs_of(self._engine, failed[0])}")
+                raise EngineError(f"{name} does not start: {error_of(failed[0])}.{logs_of(self._engine, failed[0])}")
             time.sleep(0.5)
         raise EngineError(f"{name} was not healthy within {self._options['seconds']} s")
 

@@ -127,7 +127,7 @@ from ansible.module_utils.lyttle_engine import (
     spec_digest,
     timestamp,
 )
-from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, failures_since, logs_of
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures_since, logs_of
 
 _POLL = 0.5  # seconds between two looks at the tasks
 _LOCK_REFRESH = 15.0  # seconds
@@ -309,8 +309,8 @@ class Rollout:
             if task["ID"] not in self._failures:
                 names = {node["ID"]: node["Description"]["Hostname"] for node in self._engine.nodes()}
                 where = names.get(task.get("NodeID", ""), "a node")
-                error = task["Status"].get("Err") or task["Status"].get("Message", "")
-                self._failures[task["ID"]] = f"Its task on {where} ended: {error}.{logs_of(self._engine, task)}"
+                said = logs_of(self._engine, task)
+                self._failures[task["ID"]] = f"Its task on {where} ended: {error_of(task)}.{said}"
         return next(iter(self._failures.values()), "")
 
     def _first_start_fails(self, tasks: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> str:

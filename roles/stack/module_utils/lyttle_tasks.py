@@ -7,7 +7,9 @@ from typing import Any
 
 from ansible.module_utils.lyttle_engine import Engine
 
-FAILED = ("failed", "rejected")
+# A task that Swarm replaces ends as "shutdown". One that is "complete" ended by itself, or on the signal that follows a
+# failed health check, which Swarm does not tell.
+FAILED = ("failed", "rejected", "complete")
 
 
 def address_of(node: dict[str, Any]) -> str:
@@ -86,6 +88,14 @@ def current_task(tasks: list[dict[str, Any]], service: dict[str, Any], node_id: 
         ):
             return task
     return None
+
+
+def error_of(task: dict[str, Any]) -> str:
+    """Why a task is where it is, as far as Swarm knows."""
+    status = task["Status"]
+    if status["State"] == "complete":
+        return "it was not healthy in time, or ended by itself"
+    return str(status.get("Err") or status.get("Message", ""))
 
 
 def failures_since(tasks: list[dict[str, Any]], since: str) -> list[dict[str, Any]]:
