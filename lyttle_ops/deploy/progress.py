@@ -190,6 +190,8 @@ def explain(response: Mapping[str, Any]) -> str:
     if items:
         said = dict.fromkeys(explain(item) for item in items)  # each once
         return "; ".join(said)
+    if isinstance(late := response.get("timedout"), Mapping):  # the task's own `timeout`
+        return f"no answer within {late.get('period')} s: the host or its Docker engine hangs, or is overloaded"
     message = _text(response.get("msg", ""))
     if "module_stderr" in response or message.startswith("MODULE FAILURE"):
         # A module that crashed, or no Python on the host: the last line is the exception or the shell's complaint.

@@ -25,6 +25,10 @@ from lyttle_ops.deploy.progress import Progress, State, explain
             },
             "a is bad; b is bad",
         ),
+        (
+            {"msg": "Timed out after 30 second(s).", "timedout": {"frame": "…", "period": 30}},
+            "no answer within 30 s: the host or its Docker engine hangs, or is overloaded",
+        ),
         ({}, "it failed without a message"),
     ],
 )  # fmt: skip
