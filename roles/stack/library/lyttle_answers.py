@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: lyttle_compare
+module: lyttle_answers
 short_description: Compare what nodes answer for domains with what another server answers
 description:
   - Asks the old server and every node for each domain, over HTTP and HTTPS with its name (SNI and Host). A node's
