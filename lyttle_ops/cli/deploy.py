@@ -13,7 +13,7 @@ _reason = click.option("--reason", default="", metavar="TEXT", help="Why, for th
 
 
 @click.command(epilog=EXIT_CODES)
-@click.option("--version", metavar="V", help="Deploy this version: that tag of the inventory's stack_repository.")
+@click.option("--version", metavar="V", help="Deploy this version: that tag of the inventory's stack_image.")
 @click.option("--image", metavar="REF", help="Deploy this image, as registry.example.com/lyttle-ops:1.2.3.")
 @_reason
 @operator
@@ -27,9 +27,9 @@ def deploy(session: Operator, version: str | None, image: str | None, reason: st
         raise click.UsageError("--version and --image: only one of them")
     variables = {"deploy_reason": reason, "deploy_owner": owner()}
     if version:
-        variables |= {"stack_version": version, "stack_image": ""}  # an image that the inventory names would win
+        variables["stack_version"] = version
     if image:
-        variables["stack_image"] = image
+        variables |= {"stack_image": image, "stack_version": ""}  # a version that the inventory names would win
     _tell(session, session.change("deploy", variables))
 
 
