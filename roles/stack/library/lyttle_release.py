@@ -121,6 +121,11 @@ def records(engine: Engine, prefix: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda record: record["number"], reverse=True)
 
 
+def newest_good(everything: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest record that succeeded: what should run."""
+    return next((record for record in everything if record.get("result") == SUCCEEDED), None)
+
+
 def inputs_digest(record: dict[str, Any]) -> str:
     """Names what a record deploys. Secrets are left out: a release goes back in code and settings, not in passwords."""
     inputs = record.get("inputs") or {}
@@ -148,19 +153,28 @@ def image_of(spec: dict[str, Any]) -> str:
     return str(spec["TaskTemplate"]["ContainerSpec"]["Image"])
 
 
-def drift(newest: dict[str, Any] | None, specs: dict[str, dict[str, Any]], service: str) -> list[str]:
+def left_by(everything: list[dict[str, Any]], image: str) -> dict[str, Any] | None:
+    """The newest record, when it did not succeed and deployed this image: then nobody's hand did."""
+    newest = next(iter(everything), None)
+    return newest if newest and newest.get("result") != SUCCEEDED and newest.get("image") == image else None
+
+
+def drift(everything: list[dict[str, Any]], specs: dict[str, dict[str, Any]], service: str) -> list[str]:
     """How the live services differ from the newest good record, in words."""
+    newest = newest_good(everything)
     if newest is None:
         return []
     number, told = newest["number"], []
+    unfinished = left_by(everything, image_of(specs[service])) if service in specs else None
+    why = f"left by release {unfinished['number']}, {unfinished.get('result')}" if unfinished else "changed by hand"
     for name, known in newest["specs"].items():
         spec = specs.get(name)
         if spec is None:
             told.append(f"the service {name} of release {number} is gone")
         elif name == service and image_of(spec) != newest["image"]:
-            told.append(f"{name} runs {image_of(spec)}, release {number} is {newest['image']}: changed by hand")
+            told.append(f"{name} runs {image_of(spec)}, release {number} is {newest['image']}: {why}")
         elif spec_digest(spec) != known:
-            told.append(f"the settings of {name} differ from release {number}: changed by hand")
+            told.append(f"the settings of {name} differ from release {number}: {why}")
     told += [
         f"the service {name} is no part of release {number}" for name in specs if name not in newest.get("specs", {})
     ]
@@ -185,9 +199,11 @@ def write(engine: Engine, prefix: str, record: dict[str, Any], state: dict[str, 
 def adopt(engine: Engine, options: dict[str, Any]) -> dict[str, Any] | None:
     """The record of an image put there by hand, when there was one. Settings changed by hand cannot be told as
     inputs: the next deploy mends them."""
-    newest = next((r for r in records(engine, options["prefix"]) if r.get("result") == SUCCEEDED), None)
-    service = engine.service(options["service"])
+    everything = records(engine, options["prefix"])
+    newest, service = newest_good(everything), engine.service(options["service"])
     if newest is None or service is None or image_of(service["Spec"]) == newest["image"]:
+        return None
+    if left_by(everything, image_of(service["Spec"])):
         return None
     specs = live(engine, options["stack"])
     image = image_of(service["Spec"])
@@ -197,7 +213,7 @@ def adopt(engine: Engine, options: dict[str, Any]) -> dict[str, Any] | None:
         "image": image,
         "version": image_version(image),
         "operator": "unknown",
-        "reason": "; ".join(drift(newest, specs, options["service"])),
+        "reason": "; ".join(drift(everything, specs, options["service"])),
         "started_at": service["UpdatedAt"][:19] + "Z",
         "mode": newest.get("mode"),
         "inputs": {**inputs, "variables": {**(inputs.get("variables") or {}), "LYTTLE_IMAGE": image}},
@@ -253,9 +269,11 @@ def find(all_records: list[dict[str, Any]], to: str) -> dict[str, Any] | None:
     good one that differs from what the newest good one deployed."""
     good = [record for record in all_records if record.get("result") == SUCCEEDED and record.get("inputs")]
     if not to:
-        return next((r for r in good[1:] if r["inputs_digest"] != good[0]["inputs_digest"]), None)
+        before = (r for r in good[1:] if r["inputs_digest"] != good[0]["inputs_digest"] and not r.get("transient"))
+        return next(before, None)
     if to.isdigit():
         return next((r for r in all_records if r["number"] == int(to) and r.get("inputs")), None)
+    good = [record for record in good if not record.get("transient")]
     named = [r for r in good if to in (r["image"], r["image"].partition("@")[0])]
     return next(iter(named or [r for r in good if r["version"] == to]), None)
 
@@ -301,8 +319,8 @@ def main() -> None:
                 module.exit_json(changed=False, release={})
             module.exit_json(changed=False, release=shown(finish(engine, options)))
         everything = records(engine, prefix)
-        newest = next((record for record in everything if record.get("result") == SUCCEEDED), None)
-        told = drift(newest, live(engine, options["stack"]), options["service"])
+        newest = newest_good(everything)
+        told = drift(everything, live(engine, options["stack"]), options["service"])
         if action == "list":
             module.exit_json(changed=False, releases=[shown(r) for r in everything], drift=told, newest=newest)
         if action == "plan":

@@ -122,6 +122,8 @@ def publish(engine: Engine, options: dict[str, Any], check_mode: bool) -> tuple[
     for kind, items in (("secrets", options["values"]), ("configs", options["configs"])):
         have = {item["Spec"]["Name"] for item in engine.call("GET", f"/{kind}") or []}
         for name, value in items.items():
+            if not value:
+                continue
             names[name] = swarm_name(options["prefix"], name, value)
             if names[name] in have:
                 continue

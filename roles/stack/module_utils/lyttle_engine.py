@@ -21,6 +21,8 @@ from urllib.parse import quote, urlencode
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 ARGUMENT = {"docker_host": {"type": "str"}}
 
+PATIENCE = 20.0  # seconds; managers elect a new leader in about 3
+
 # The result of a release and the expiry of a lock stand here, since the data of a config never changes.
 STATE_LABEL = "lyttle.state"
 
@@ -75,7 +77,27 @@ class Engine:
         body: Any = None,
         headers: dict[str, str] | None = None,
     ) -> bytes:
-        """The answer's bytes."""
+        """The answer's bytes. While the Swarm has no leader (one of its managers was lost), or the engine does not
+        answer a question, it is asked again for PATIENCE seconds."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._once(method, path, query, body, headers)
+            except EngineError as exc:
+                # 503: without a leader nothing was done. Without any answer a change may have been.
+                again = exc.status == 503 or (exc.status == 0 and method == "GET")
+                if not again or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None,
+        body: Any,
+        headers: dict[str, str] | None,
+    ) -> bytes:
         connection = self._connection()
         target = path + ("?" + urlencode(query) if query else "")
         try:
@@ -186,7 +208,8 @@ class Engine:
     def task_logs(self, task_id: str, lines: int = 8) -> list[str]:
         """The last lines that a task wrote; empty when its node or log driver does not give them."""
         try:
-            raw = Engine(self.host, 5).raw("GET", f"/tasks/{task_id}/logs", {"stdout": 1, "stderr": 1, "tail": lines})
+            query = {"stdout": 1, "stderr": 1, "tail": lines}
+            raw = Engine(self.host, 5)._once("GET", f"/tasks/{task_id}/logs", query, None, None)
         except EngineError:
             return []
         text, at = b"", 0
