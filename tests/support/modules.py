@@ -1,0 +1,33 @@
+"""The role stack's Ansible modules, loaded as Ansible would beside their siblings, for tests of what they conclude."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+_ROLE = Path(__file__).parents[2] / "roles" / "stack"
+_UTILS = ("lyttle_engine", "lyttle_proof", "lyttle_tasks")  # each may import the ones before it
+
+
+def load(name: str) -> ModuleType:
+    """The module `name` of roles/stack/library or module_utils; skips without Ansible (the extra [control])."""
+    pytest.importorskip("ansible", reason="comes with the extra [control]")
+    for each in _UTILS:
+        full = f"ansible.module_utils.{each}"
+        if full not in sys.modules:
+            sys.modules[full] = _load(full, _ROLE / "module_utils" / f"{each}.py")
+    if name in _UTILS:
+        return sys.modules[f"ansible.module_utils.{name}"]
+    return _load(name, _ROLE / "library" / f"{name}.py")
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

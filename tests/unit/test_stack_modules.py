@@ -1,0 +1,186 @@
+"""What the role stack's modules conclude: which release to go back to, whose lock is dead, where a service runs."""
+
+import base64
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import modules
+
+release, lock, secrets, image = (modules.load(f"lyttle_{name}") for name in ("release", "lock", "secrets", "image"))
+engine, tasks = modules.load("lyttle_engine"), modules.load("lyttle_tasks")
+
+SERVICE = "lyttlenginx_lyttlenginx"
+MODE = {"kind": "global"}
+
+
+def record(number: int, version: str, result: str = "succeeded", **changes: Any) -> dict[str, Any]:
+    """A record as the history holds it."""
+    reference = f"registry.example/lyttle-ops:{version}@sha256:{version.replace('.', '0') * 4}"
+    made: dict[str, Any] = {
+        "number": number,
+        "image": reference,
+        "version": version,
+        "result": result,
+        "mode": MODE,
+        "inputs": {"compose": ["stack"], "variables": {"LYTTLE_IMAGE": reference, "SECRET_MASTER_KEY": "key_1"}},
+        "specs": {SERVICE: engine.spec_digest(spec(reference))},
+        **changes,
+    }
+    return {**made, "inputs_digest": release.inputs_digest(made)}
+
+
+def spec(reference: str) -> dict[str, Any]:
+    return {"Name": SERVICE, "TaskTemplate": {"ContainerSpec": {"Image": reference}}, "Mode": {"Global": {}}}
+
+
+def test_without_a_name_the_release_before_that_differs_and_succeeded_is_meant() -> None:
+    history = [record(5, "2.0.0"), record(4, "2.0.0"), record(3, "1.1.0", "failed"), record(2, "1.0.0")]
+    assert release.find(history, "")["number"] == 2
+    assert release.find(history[:2], "") is None
+
+
+def test_a_release_with_other_settings_is_another_release_one_with_other_secrets_is_not() -> None:
+    inputs = record(1, "1.0.0")["inputs"]
+    louder = {**inputs, "variables": {**inputs["variables"], "LOG_LEVEL": "DEBUG"}}
+    rotated = {**inputs, "variables": {**inputs["variables"], "SECRET_MASTER_KEY": "key_2"}}
+    history = [record(3, "1.0.0", inputs=rotated), record(2, "1.0.0"), record(1, "1.0.0", inputs=louder)]
+    assert release.find(history, "")["number"] == 1
+    assert not release.same(history[1], history[0])  # but the nodes have to get the new secret
+
+
+def test_a_release_is_found_by_number_version_and_image() -> None:
+    history = [record(12, "2.0.0"), record(11, "1.0.0", "failed"), record(10, "1.0.0")]
+    assert release.find(history, "10")["version"] == "1.0.0"
+    assert release.find(history, "1.0.0")["number"] == 10
+    assert release.find(history, "registry.example/lyttle-ops:2.0.0")["number"] == 12
+    assert release.find(history, "99") is None
+    assert release.find(history, "3.0.0") is None
+
+
+def test_what_a_change_of_the_master_key_needed_meanwhile_is_never_gone_back_to() -> None:
+    history = [record(3, "2.0.0"), record(2, "1.0.0", transient=True), record(1, "0.9.0")]
+    assert release.find(history, "")["number"] == 1
+    assert release.find(history, "1.0.0") is None
+
+
+def test_drift_tells_a_hand_from_a_deploy_that_was_killed() -> None:
+    good, other = record(1, "1.0.0"), record(2, "2.0.0")
+    assert release.drift([good], {SERVICE: spec(good["image"])}, SERVICE) == []
+    by_hand = release.drift([good], {SERVICE: spec(other["image"])}, SERVICE)
+    assert by_hand == [f"{SERVICE} runs {other['image']}, release 1 is {good['image']}: changed by hand"]
+    killed = release.drift([{**other, "result": "interrupted"}, good], {SERVICE: spec(other["image"])}, SERVICE)
+    assert killed[0].endswith("left by release 2, interrupted")
+    scaled = {**spec(good["image"]), "Mode": {"Replicated": {"Replicas": 1}}}
+    assert "settings" in release.drift([good], {SERVICE: scaled}, SERVICE)[0]
+    assert "is gone" in release.drift([good], {}, SERVICE)[0]
+
+
+def test_a_lock_is_dead_when_its_process_on_this_machine_is_gone_and_never_judged_from_another_one() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        held = {"host": lock._read("/etc/machine-id"), "pid": process.pid, "start_time": lock._start_time(process.pid)}
+        assert not lock.is_dead(held)
+        assert lock.is_dead({**held, "start_time": "another-boot:1"})  # the pid belongs to somebody else now
+        process.kill()
+    assert lock.is_dead(held)
+    assert not lock.is_dead({**held, "host": "another-machine"})
+    assert not lock.is_dead({**held, "pid": 0})
+
+
+def test_secrets_are_kept_root_only_and_written_when_they_change(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    assert secrets.write(str(folder), {"master_key": "one"}, check_mode=True)
+    assert not folder.exists()
+    assert secrets.write(str(folder), {"master_key": "one"}, check_mode=False)
+    assert not secrets.write(str(folder), {"master_key": "one"}, check_mode=False)
+    assert secrets.read(str(folder)) == {"master_key": "one"}
+    assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(folder / "master_key").st_mode) == 0o600
+    assert len(base64.b64decode(secrets._make("key"))) == 32
+
+
+def test_the_name_of_a_secret_changes_with_its_content_and_nothing_else() -> None:
+    name = secrets.swarm_name("lyttlenginx", "master_key", "one")
+    assert name == secrets.swarm_name("lyttlenginx", "master_key", "one")
+    assert name.startswith("lyttlenginx_master_key_")
+    assert name != secrets.swarm_name("lyttlenginx", "master_key", "two")
+
+
+@pytest.mark.parametrize(
+    ("reference", "registry"),
+    [
+        ("registry.example:5000/team/lyttle-ops:1", "registry.example:5000"),
+        ("localhost/lyttle-ops", "localhost"),
+        ("team/lyttle-ops:1", ""),
+        ("lyttle-ops:1", ""),
+    ],
+)
+def test_an_image_names_its_registry(reference: str, registry: str) -> None:
+    assert image.registry_of(reference) == registry
+
+
+@pytest.mark.parametrize(
+    ("reference", "version"),
+    [
+        ("registry.example:5000/lyttle-ops:1.2.3@sha256:" + "a" * 64, "1.2.3"),
+        ("registry.example:5000/lyttle-ops@sha256:" + "a" * 64, "a" * 12),
+        ("lyttle-ops", "latest"),
+    ],
+)
+def test_an_image_names_its_version(reference: str, version: str) -> None:
+    assert engine.image_version(reference) == version
+
+
+def a_node(name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "ID": f"id-{name}",
+        "Description": {"Hostname": name},
+        "Spec": {"Role": "worker", "Availability": "active", "Labels": {"lyttle.edge": "true"}},
+        "Status": {"State": "ready", "Addr": "192.0.2.1"},
+        **changes,
+    }
+
+
+def test_a_service_is_expected_on_nodes_that_are_up_and_meet_its_constraints() -> None:
+    nodes = [
+        a_node("n1", Status={"State": "ready", "Addr": "0.0.0.0"}, ManagerStatus={"Addr": "192.0.2.7:2377"}),
+        a_node("n2", Spec={"Role": "worker", "Availability": "drain", "Labels": {"lyttle.edge": "true"}}),
+        a_node("n3", Status={"State": "down", "Addr": "192.0.2.3"}),
+        a_node("n4", Spec={"Role": "worker", "Availability": "active", "Labels": {}}),
+        a_node("n5"),
+    ]
+    service = {"TaskTemplate": {"Placement": {"Constraints": ["node.labels.lyttle.edge == true"]}}}
+    found = tasks.edge_nodes(nodes, service, {"n5": "198.51.100.5"})
+    assert [(node["hostname"], node["address"]) for node in found] == [("n1", "192.0.2.7"), ("n5", "198.51.100.5")]
+    service["TaskTemplate"]["Placement"]["Constraints"].append("node.hostname == n5")
+    assert [node["hostname"] for node in tasks.edge_nodes(nodes, service, {})] == ["n5"]
+
+
+def test_a_task_runs_the_service_as_it_is_when_only_the_placement_differs() -> None:
+    template = {"ContainerSpec": {"Image": "a"}, "Placement": {"Constraints": ["x"]}, "Runtime": "container"}
+    service = {"Spec": {"TaskTemplate": template}}
+    task = {"Spec": {"ContainerSpec": {"Image": "a"}, "Placement": {}}}
+    assert tasks.runs(task, service)
+    assert not tasks.runs({"Spec": {**task["Spec"], "ForceUpdate": 1}}, service)
+
+
+def test_a_task_that_ended_by_itself_counts_as_failed_one_that_swarm_replaced_does_not() -> None:
+    def task(state: str, at: str) -> dict[str, Any]:
+        return {"CreatedAt": at, "Status": {"State": state}}
+
+    since = "2026-01-02T00:00:00Z"
+    seen = [task("failed", "2026-01-02T00:00:01.5Z"), task("shutdown", "2026-01-02T00:00:01Z"), task("complete", since)]
+    seen.append(task("failed", "2026-01-01T00:00:00Z"))
+    assert [each["Status"]["State"] for each in tasks.failures_since(seen, since)] == ["failed", "complete"]
+
+
+def test_a_record_is_its_data_with_the_outcome_laid_over_it() -> None:
+    data = base64.b64encode(json.dumps({"number": 3, "result": "running"}).encode()).decode()
+    labels = {engine.STATE_LABEL: json.dumps({"result": "succeeded"})}
+    config = {"Spec": {"Name": "lyttlenginx_release_3", "Data": data, "Labels": labels}}
+    assert engine.config_data(config) == {"number": 3, "result": "succeeded"}
