@@ -7,10 +7,10 @@ ARGS ?=
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E) env PYTHONDONTWRITEBYTECODE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run image test test-swarm lab lab-down lint types bench clean
+.PHONY: help setup run image test test-operations test-swarm lab lab-down lint types bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: nginx, PostgreSQL, pebble, the virtual environment
 	@.ci/setup
@@ -21,9 +21,13 @@ run: setup ## a cluster on this machine; Ctrl-C stops it (ARGS="--nodes 5 --base
 image: ## the Docker image lyttle-ops:<version> (ARGS="--no-cache")
 	@.ci/image $(ARGS)
 
-test: ## all tests but the swarm's, on real parts (ARGS="tests/unit -k render")
+test: ## unit, integration and cluster tests, on real parts (ARGS="tests/unit -k render")
 	@.ci/setup tests
 	@$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
+
+test-operations: ## tests of the operator's commands, import, restore, key change and the load generator
+	@.ci/setup tests
+	@$(VENV)/bin/pytest tests/operations -n 2 --dist loadfile $(ARGS)
 
 test-swarm: ## the tests on three real Debian hosts, from a bare machine; needs root or sudo
 	@.ci/setup lab
