@@ -24,8 +24,8 @@ from lyttle_ops.certificates.store import list_certificates
 from lyttle_ops.cluster.locks import Locks
 from lyttle_ops.db import Database
 from lyttle_ops.proxies import ProxyInput, create_proxy
-from tests.operations.test_import import issue
 from tests.integration.test_node import NodeProcess, node
+from tests.operations.test_import import issue
 from tests.support.ca import ACMESettings
 from tests.support.wait import until
 
