@@ -107,12 +107,14 @@ class Replacement:
             spec = self._spec(service["Spec"], self._options["mode"])
             if twin:
                 self._remove(self._twin)
+            self._ours()
             self._create({**spec, "Name": self._twin})
             try:
                 self._wait(self._twin)
             except EngineError as exc:
                 self._remove(self._twin)
                 raise EngineError(f"{exc}. The service was left as it is") from exc
+            self._ours()
             self._remove(self._name)
         else:
             assert twin is not None
@@ -195,6 +197,11 @@ class Replacement:
                 raise EngineError(f"{name} does not start: {error_of(failed[0])}.{logs_of(self._engine, failed[0])}")
             time.sleep(0.5)
         raise EngineError(f"{name} was not healthy within {self._options['seconds']} s")
+
+    def _ours(self) -> None:
+        """Before a step: the lock is still ours. Raises EngineError when somebody took it over."""
+        self._refreshed = 0.0
+        self._tick()
 
     def _tick(self) -> None:
         check_parent()

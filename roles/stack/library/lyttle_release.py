@@ -83,6 +83,10 @@ drift:
   description: How the services differ from the newest release that succeeded, in words.
   type: list
   returned: list, find, plan
+live_mode:
+  description: The mode of the service as it is; empty when there is none.
+  type: str
+  returned: plan
 unchanged:
   description: Whether the newest release that succeeded is O(record) and still stands.
   type: bool
@@ -100,6 +104,7 @@ from ansible.module_utils.lyttle_engine import (
     config_data,
     digest,
     image_version,
+    mode_of,
     now,
     spec_digest,
 )
@@ -211,7 +216,7 @@ def adopt(engine: Engine, options: dict[str, Any]) -> dict[str, Any] | None:
     record = {
         "action": "by hand",
         "image": image,
-        "version": image_version(image),
+        "version": next((r["version"] for r in everything if r["image"] == image), image_version(image)),
         "operator": "unknown",
         "reason": "; ".join(drift(everything, specs, options["service"])),
         "started_at": service["UpdatedAt"][:19] + "Z",
@@ -323,16 +328,17 @@ def main() -> None:
         told = drift(everything, live(engine, options["stack"]), options["service"])
         if action == "list":
             module.exit_json(changed=False, releases=[shown(r) for r in everything], drift=told, newest=newest)
+        service = engine.service(options["service"])
         if action == "plan":
             module.exit_json(
                 changed=False,
                 drift=told,
                 newest=newest,
                 first=newest is None,
+                live_mode=mode_of(service["Spec"]) if service else "",
                 unchanged=newest is not None and not told and same(newest, options["record"]),
             )
         wanted = find(everything, options["to"])
-        service = engine.service(options["service"])
         if not options["to"] and newest and service and image_of(service["Spec"]) != newest["image"]:
             wanted = newest  # what runs was put there by hand: the release before it is the newest good one
         module.exit_json(changed=False, release=wanted, drift=told, newest=newest)

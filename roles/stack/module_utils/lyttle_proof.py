@@ -147,17 +147,18 @@ def prove(
             confirmed, bad = confirmed + 1, 0
             continue
         confirmed = 0
-        if seen in other_tasks:
+        if seen:
+            # The one that is replaced, or of a service that is: it drains.
             bad = 0
             retries += 1
-            reason = f"the task {seen[:12]}, not the new one, still answers after {seconds:.0f} s"
+            which = "the old task" if seen in other_tasks else "a task that Swarm does not know here,"
+            reason = f"{which} {seen[:12]} still answers after {seconds:.0f} s"
         else:
             bad += 1
             failures += 1
             reason = f"http://{address}{WELL_KNOWN} gives no answer ({answer.detail})"
             if answer.headers:
-                named = f"names the task {seen[:12]}, which is unknown" if seen else "does not name its task"
-                reason = f"http://{address}{WELL_KNOWN} answers {answer.detail} and {named}"
+                reason = f"http://{address}{WELL_KNOWN} answers {answer.detail} and does not name its task"
         if bad >= _BAD_IN_A_ROW or time.monotonic() > deadline:
             return Proof(False, reason, requests, retries, failures, [], answer.headers)
         time.sleep(0.2)
