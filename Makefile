@@ -23,11 +23,11 @@ image: ## the Docker image lyttle-ops:<version> (ARGS="--no-cache")
 
 test: ## unit, integration and cluster tests, on real parts (ARGS="tests/unit -k render")
 	@.ci/setup tests
-	@$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
+	@$(VENV)/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-operations: ## tests of the operator's commands, import, restore, key change and the load generator
 	@.ci/setup tests
-	@$(VENV)/bin/pytest tests/operations -n 2 --dist loadfile $(ARGS)
+	@$(VENV)/bin/pytest tests/operations -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-swarm: ## the tests on three real Debian hosts, from a bare machine; needs root or sudo
 	@.ci/setup lab

@@ -168,7 +168,6 @@ class SharedCopy:
             key_ids=self._keyring.key_ids,
         )
         self._written = (term, desired)
-        self._failed = 0
         self._next_try = float("-inf")
         self._look(term)
 
@@ -177,6 +176,9 @@ class SharedCopy:
         self._next_look = self._clock.monotonic() + LOOK
         good, problems = self._manifests()
         newest = good[0] if good else None
+        if term != self._term():
+            self._next_look = float("-inf")  # asked as what this node no longer is, a leader that was frozen say
+            return
         if newest is not None:
             _revision.labels(str(self._folder)).set(newest.revision)
         if term is not None and newest is not None and newest.term > term:
@@ -201,10 +203,11 @@ class SharedCopy:
                 f"{self._place(newest.term)} has revision {newest.revision}, the cluster has had {expected} for a "
                 "while: is the same folder mounted on every node, the leader's too?"
             )
+        self._failed = 0
         self._say(True, f"revision {newest.revision} of term {newest.term}")
 
     def _fail(self, reason: str) -> None:
-        self._next_try = self._clock.monotonic() + _PAUSES[min(self._failed, len(_PAUSES) - 1)]
+        self._next_try = self._next_look = self._clock.monotonic() + _PAUSES[min(self._failed, len(_PAUSES) - 1)]
         self._failed += 1
         _failures.labels(str(self._folder)).inc()
         self._say(False, reason)

@@ -18,7 +18,7 @@ from lyttle_ops.settings import load
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"FOO": "bar"}, "FOO: there is no such setting; the settings are DATABASE_URL, "),
+        ({"FOO": "bar"}, "FOO: there is no such setting; the settings are HTTP_LISTEN, HTTPS_LISTEN, "),
         ({"LOG_LEVL": "INFO"}, "did you mean LOG_LEVEL?"),
         ({"ACME_CA_FILE_FILE": "/x"}, "did you mean ACME_CA_FILE?"),
         ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL: Input should be 'DEBUG'"),
