@@ -64,6 +64,7 @@ class Node:
         short = str(self._instance_id)[:8]
         self._state = "starting"
         self._failure: str | None = None
+        self._given_up: set[str] = set()  # children that will not be started again
         self._warned: list[str] = preflight.check_folders(settings.state_dir, settings.run_dir)
         self._folder = InstanceFolder(settings.run_dir, short)
         self._guard = RestartGuard(settings.state_dir, self._instance_id, self._clock)
@@ -309,8 +310,10 @@ class Node:
     def _check_children(self) -> None:
         for name in ("nginx", "api"):
             child = self._supervisor.child(name)
-            if child is not None and child.given_up and self._failure is None:
-                self._fail(child.given_up)
+            if child is not None and child.given_up and name not in self._given_up:
+                self._given_up.add(name)
+                if self._failure is None:
+                    self._fail(child.given_up)
                 if name == "nginx" and self._listeners.are_held:
                     # Nobody empties the queues any more: let clients be refused, and other tasks have the ports.
                     self._listeners.release()

@@ -245,9 +245,9 @@ class SharedCopy:
 
     def _manifests(self) -> tuple[list[Manifest], list[str]]:
         """The authentic ones, newest term first, and what is wrong with the others."""
-        found = self._ask("manifests", READ_DEADLINE)["manifests"]
-        good, problems = [], []
-        for number, text in sorted(found.items(), key=lambda each: int(each[0]), reverse=True):
+        answer = self._ask("manifests", READ_DEADLINE)
+        good, problems = [], list(answer["problems"])
+        for number, text in sorted(answer["manifests"].items(), key=lambda each: int(each[0]), reverse=True):
             try:
                 good.append(self._check(int(number), text))
             except SharedCopyUnusable as exc:

@@ -32,12 +32,17 @@ def main() -> None:
 
 
 def manifests(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """{"manifests": {term: text}} of the newest terms that have one."""
-    found = {}
+    """{"manifests": {term: text}, "problems": [reason]} of the newest terms that have one; a bad one hides no other."""
+    found, problems = {}, []
     for term in sorted(_terms(folder), reverse=True)[:_MOST_TERMS]:
-        with suppress(FileNotFoundError), open(_path(folder, term) / MANIFEST, "rb") as file:
-            found[str(term)] = file.read(_LARGEST_MANIFEST).decode("utf-8", "replace")
-    return {"manifests": found}
+        try:
+            with open(_path(folder, term) / MANIFEST, "rb") as file:
+                found[str(term)] = file.read(_LARGEST_MANIFEST).decode("utf-8", "replace")
+        except FileNotFoundError:
+            continue  # its leader has just made the folder
+        except OSError as exc:
+            problems.append(f"{exc.filename}: {exc.strerror}")
+    return {"manifests": found, "problems": problems}
 
 
 def read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Holder:
         self._peers: set[_Peer] = set()
         self._selector = selectors.DefaultSelector()
         self._server: socket.socket | None = None
+        self._predecessor: socket.socket | None = None  # open for life: it tells that holder that this one is there
         self._place: tuple[int, int] | None = None  # device and inode of our socket's name
         self._acquire_until: float | None = None  # some address is not open and should be
         self._idle_since: float | None = None  # no node has a lease
@@ -90,8 +91,7 @@ class Holder:
             if len(self._open) < len(self._wanted):
                 log.info("In use: %s. Waiting for nodes to hand back what they have", ", ".join(self._missing()))
         else:
-            with predecessor:
-                self._take_over(predecessor)
+            self._take_over(predecessor)
         self._acquire_until = self._clock.monotonic() + ACQUIRE
         self._publish()
 
@@ -120,8 +120,10 @@ class Holder:
                 time.sleep(_PAUSE)
             protocol.send(predecessor, {"request": "mine"})
             protocol.receive(predecessor)
+            self._predecessor = predecessor
             log.info("Took over from the previous holder")
         except (Ended, OSError) as exc:
+            predecessor.close()
             if isinstance(exc, TimeoutError):
                 log.warning("The holder that has %s does not answer within %.0f s", self._path, ANSWER)
             # It is gone or useless; what it gave is ours, the rest is free or comes back from the nodes.

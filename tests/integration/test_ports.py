@@ -92,9 +92,11 @@ def test_a_successor_takes_over_and_nobody_notices(machine: Machine) -> None:
         new.says("Took over from the previous holder")
         old.says("Handed over to a successor")
         new.says("Node n1 has the ports")
-        assert old.stop() == 0
-        # The lease is with the successor: nothing is closed when the time of one has passed.
+        # The lease is with the successor: nothing is closed when the time of one has passed. Its predecessor waits as
+        # long until it is told to stop: an end of its own would be a failure in Swarm's eyes.
         time.sleep(LEASE + 1)
+        assert old.process.poll() is None
+        assert old.stop() == 0
         third = machine.holder()
         third.says("Node n1 has the ports")
         assert new.stop() == 0
@@ -242,6 +244,8 @@ def test_a_successor_that_dies_leaves_a_predecessor_that_says_so(machine: Machin
     node.says("serving")
     new = machine.holder()
     new.says("Node n1 has the ports")
+    old.says("waiting to be stopped")
+    assert old.process.poll() is None
     new.kill()
     assert old.wait() == 1
     assert "the holder that took over is gone" in old.output[-1]

@@ -219,7 +219,8 @@ def test_the_health_of_the_holder_is_its_own(machine: Machine, run: Callable[...
             *("run", "--detach", "--name", name, "--user", "root", "--network", "host", "--read-only"),
             *("--cap-drop", "ALL", "--cap-add", "NET_BIND_SERVICE", "--cap-add", "SETUID", "--cap-add", "SETGID"),
             *("--volume", "ports:/run/lyttle-ports", "--env", "HTTP_LISTEN=127.0.0.1:8081"),
-            *("--env", "HTTPS_LISTEN=127.0.0.1:8444", "--env", "API_LISTEN=127.0.0.1:3004", machine.image, *command),
+            *("--env", "HTTPS_LISTEN=127.0.0.1:8444", "--env", "API_LISTEN=127.0.0.1:3004"),
+            *("--entrypoint", command[0], machine.image, *command[1:]),
         )
         return Container(machine, name)
 
@@ -230,7 +231,9 @@ def test_the_health_of_the_holder_is_its_own(machine: Machine, run: Callable[...
         starting = hold("starting", "sleep", "600")
         failed = "FAILED  ports: another container's holder answers; this one starts, or was replaced"
         assert starting.check("ports") == (False, [failed])
-        machine.docker("rm", "--force", "holder")
+        machine.docker("stop", "--time", "10", "holder")
+        assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "holder").strip() == "0"
+        machine.docker("rm", "holder")
         failed = "FAILED  ports: no holder answers on /run/lyttle-ports/ports.sock: "
         assert starting.check("ports")[1][0].startswith(failed)
     finally:
