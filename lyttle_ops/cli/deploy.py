@@ -15,17 +15,21 @@ _reason = click.option("--reason", default="", metavar="TEXT", help="Why, for th
 @click.command(epilog=EXIT_CODES)
 @click.option("--version", metavar="V", help="Deploy this version: that tag of the inventory's stack_image.")
 @click.option("--image", metavar="REF", help="Deploy this image, as registry.example.com/lyttle-ops:1.2.3.")
+@click.option("--no-preflight", is_flag=True, help="Also while PostgreSQL or the shared folder does not answer.")
 @_reason
 @operator
-def deploy(session: Operator, version: str | None, image: str | None, reason: str) -> None:
+def deploy(session: Operator, version: str | None, image: str | None, no_preflight: bool, reason: str) -> None:
     """Bring a version to every node, one after the other, without losing a request.
 
-    Without --version and --image: what the inventory says. Each node is proven by real requests before the next one
-    begins; a node that answers worse than before stops the update, and the old version is put back.
+    Without --version and --image: what the inventory says. It is refused while PostgreSQL or the shared folder does not
+    answer on a node. Each node is proven by real requests before the next one begins; a node that answers worse than
+    before stops the update, and the old version is put back.
     """
     if version and image:
         raise click.UsageError("--version and --image: only one of them")
-    variables = {"deploy_reason": reason, "deploy_owner": owner()}
+    variables: dict[str, Any] = {"deploy_reason": reason, "deploy_owner": owner()}
+    if no_preflight:
+        variables["stack_preflight"] = False
     if version:
         variables["stack_version"] = version
     if image:
@@ -43,7 +47,7 @@ def deploy(session: Operator, version: str | None, image: str | None, reason: st
 def rollback(session: Operator, to: str | None, mode: str | None, reason: str) -> None:
     """Go back to the release before, or to the one that --to names, proven as in a deploy.
 
-    What does not exist changes nothing and fails with exit code 3.
+    What does not exist changes nothing and fails with exit code 3. It works with PostgreSQL away, and says so.
     """
     if to and mode:
         raise click.UsageError(f"--to and --{mode}: only one of them")
@@ -64,6 +68,8 @@ def _tell(session: Operator, result: Mapping[str, Any]) -> None:
     click.secho(text(result.get("message"), f"{name} is deployed"), fg="green", bold=True)
     if result.get("message"):
         click.echo(name)
+    for warning in result.get("warnings") or ():
+        click.secho(f"warning: {warning}", fg="yellow")
     rows = []
     for node in result.get("nodes") or ():
         seconds, failures = node.get("proved_after_seconds"), int(node.get("failures") or 0)

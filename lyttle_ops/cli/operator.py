@@ -1,8 +1,8 @@
 """What the operator's commands share: their options, a playbook run that is shown, exit codes, JSON.
 
 0: done · 1: it failed, and the reason is said · 2: wrong usage · 3: refused, nothing was changed (another deploy
-holds the lock, the rollback's target does not exist, a host does not answer before anything began) · 4: it failed, and
-the old version was put back · 130: Ctrl-C.
+holds the lock, PostgreSQL does not answer, the rollback's target does not exist, a host does not answer before anything
+began) · 4: it failed, and the old version was put back · 130: Ctrl-C.
 """
 
 import functools

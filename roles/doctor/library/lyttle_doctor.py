@@ -10,8 +10,10 @@ description:
   - Reads only. Every look ends within seconds, so a hanging disk, network or engine is a finding.
 options:
   action:
-    description: V(host) looks at the machine it runs on; V(compare) at what was seen on all of them.
-    choices: [host, compare]
+    description: >-
+      V(host) looks at the machine it runs on; V(needs) only at whether PostgreSQL and the NFS folder answer there;
+      V(compare) at what was seen on all machines.
+    choices: [host, needs, compare]
     required: true
     type: str
   member:
@@ -44,7 +46,7 @@ options:
     type: str
     default: lyttlenginx_lyttlenginx
   database:
-    description: Host, port and authority (PEM) of PostgreSQL, tried when no node runs on the host.
+    description: Host, port and, for V(host), authority (PEM) of PostgreSQL. V(host) tries it when no node runs there.
     type: dict
     default: {}
   shared:
@@ -81,6 +83,7 @@ facts:
   returned: host
 """
 
+import time
 from typing import Any
 
 from ansible.module_utils import lyttle_checks as checks
@@ -126,6 +129,19 @@ def look(options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]
     return found + checks.synchronised(), facts
 
 
+def needs(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether what a node needs of others answers. What does not is asked twice, for a deploy depends on it."""
+    found: list[dict[str, Any]] = []
+    for seconds in (0, 2):
+        time.sleep(seconds)
+        database = options["database"]
+        found = checks.database_answers(database["host"], int(database["port"])) if database.get("host") else []
+        found += checks.shared_folder(options["shared"]) if options["shared"] else []
+        if all(each["ok"] for each in found):
+            break
+    return found
+
+
 def nodes() -> list[dict[str, Any]]:
     """The Swarm's nodes, as this manager sees them."""
     _, out, _ = checks.run(["docker", "node", "ls", "--quiet"])
@@ -147,7 +163,7 @@ def nodes() -> list[dict[str, Any]]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "action": {"type": "str", "required": True, "choices": ["host", "compare"]},
+            "action": {"type": "str", "required": True, "choices": ["host", "needs", "compare"]},
             "member": {"type": "bool", "default": True},
             "manager": {"type": "bool", "default": False},
             "edge": {"type": "bool", "default": False},
@@ -167,6 +183,8 @@ def main() -> None:
     if options["action"] == "compare":
         seen = lyttle_compare.findings(options["hosts"], options["clock_seconds"], options["addresses"])
         module.exit_json(changed=False, findings=seen)
+    if options["action"] == "needs":
+        module.exit_json(changed=False, findings=needs(options))
     found, facts = look(options)
     module.exit_json(changed=False, findings=found, facts=facts)
 

@@ -187,6 +187,22 @@ def connect(address: str, port: int) -> str | None:
     return None
 
 
+_SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # answered by S or N (PostgreSQL's protocol, "SSL Session Encryption")
+
+
+def database_answers(host: str, port: int) -> list[dict[str, Any]]:
+    """Whether a PostgreSQL answers there, whatever its certificate is worth and whoever may log in."""
+    where, said = f"PostgreSQL at {host}:{port}", "something else listens there"
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT) as plain:
+            plain.sendall(_SSL_REQUEST)
+            if plain.recv(1) in (b"S", b"N"):
+                return [finding("database", f"{where} answers")]
+    except OSError as exc:
+        said = _complaint(exc)
+    return [_no_database(where, said)]
+
+
 def database_handshake(host: str, port: int, authority: str) -> list[dict[str, Any]]:
     """Whether PostgreSQL is there and shows a certificate that verify-full accepts. No password is needed for that."""
     where = f"PostgreSQL at {host}:{port}"
@@ -195,7 +211,7 @@ def database_handshake(host: str, port: int, authority: str) -> list[dict[str, A
         context.load_verify_locations(cadata=authority)
     try:
         with socket.create_connection((host, port), timeout=_CONNECT) as plain:
-            plain.sendall(struct.pack("!ii", 8, 80877103))  # SSLRequest (protocol, "SSL Session Encryption")
+            plain.sendall(_SSL_REQUEST)
             if plain.recv(1) != b"S":
                 return [finding("database", f"{where} offers no TLS", "set ssl = on there, with a certificate")]
             with context.wrap_socket(plain, server_hostname=host):
@@ -204,9 +220,16 @@ def database_handshake(host: str, port: int, authority: str) -> list[dict[str, A
         remedy = "see that stack_database_ca is who signed it, and that the URL has a name it is made for"
         return [finding("database", f"{where}: its certificate is refused: {exc.verify_message}", remedy)]
     except OSError as exc:
-        said = exc.strerror or str(exc) or type(exc).__name__
-        remedy = f"see that it runs (else {SITE}), and open that port from the nodes to it"
-        return [finding("database", f"{where} cannot be reached: {said}", remedy)]
+        return [_no_database(where, _complaint(exc))]
+
+
+def _no_database(where: str, said: str) -> dict[str, Any]:
+    remedy = f"see that it runs (else {SITE}), and open that port from the nodes to it"
+    return finding("database", f"{where} cannot be reached: {said}", remedy)
+
+
+def _complaint(exc: OSError) -> str:
+    return exc.strerror or str(exc) or type(exc).__name__
 
 
 # Runs in the node's container, which alone knows the database's URL; prints no part of it.
