@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support import loopback
+from tests.support.fake_engine import fake_engine
 from tests.support.operator import LOCAL, ROOT, Checkout, checkout, tell
 
 RELEASE = {"release": {"number": 7, "version": "1.2.3"}, "nodes": [], "warnings": "{{ stack_warnings }}"}
@@ -137,3 +138,16 @@ def test_what_the_nodes_do_not_use_is_not_asked(work: Checkout) -> None:
     no_docker = 'stack_instance={"msg": "The Docker engine does not answer"}'
     inventory(work, nobody(), "[nfs]", "n2", "[all:vars]", no_docker)
     assert work.run("deploy").returncode == 0
+
+
+def test_a_deploy_before_site_yml_says_to_run_it(work: Checkout, tmp_path: Path) -> None:
+    text = f"[managers]\nn1 {LOCAL}\n[swarm:children]\nmanagers\n[postgres]\nn1\n"
+    (work.folder / "inventory.ini").write_text(text + "[all:vars]\nstack_image=r.test/lyttle-ops:1\n")
+    role = {"role": "stack", "vars": {"stack_secrets_folder": str(tmp_path / "secrets")}}
+    play = {"hosts": "managers", "gather_facts": False, "pre_tasks": [tell(outcome="refused")], "roles": [role]}
+    (work.folder / "playbooks" / "deploy.yml").write_text(yaml.safe_dump([play]))
+    with fake_engine(tmp_path / "docker.sock", {"/configs": [], "/services": []}) as host:
+        done = work.run("deploy", DOCKER_HOST=host)
+    assert done.returncode == 3
+    assert "n1: This cluster has no stack yet" in done.stderr
+    assert "run ansible-playbook playbooks/site.yml first" in done.stderr
