@@ -1,5 +1,6 @@
 """The roles tell the truth about themselves: defaults, argument specs, READMEs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,20 @@ class TestRole:
 )
 def test_yaml_loads(path: Path) -> None:
     _load(path)
+
+
+def _tasks(found: Any) -> Iterator[dict[str, Any]]:
+    for each in found if isinstance(found, list) else []:
+        yield each
+        for part in ("tasks", "pre_tasks", "post_tasks", "handlers", "block", "rescue", "always"):
+            yield from _tasks(each.get(part))
+
+
+def test_what_a_person_has_to_read_is_not_hidden() -> None:
+    hidden = [
+        f"{path.relative_to(PROJECT)}: {task['name']}"
+        for path in [*(PROJECT / "roles").rglob("tasks/*.yml"), *(PROJECT / "playbooks").glob("*.yml")]
+        for task in _tasks(_load(path))
+        if task.get("no_log") is True and task.keys() & {"ansible.builtin.assert", "ansible.builtin.fail"}
+    ]
+    assert hidden == []
