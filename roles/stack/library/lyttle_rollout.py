@@ -10,8 +10,8 @@ description:
   - V(nodes) tells which nodes the service should run on; V(baseline) notes what each node answers before an update.
   - V(next) waits until Swarm runs the service's present spec on a node that has not proved it yet, and proves that
     node by requests from outside. A failed proof puts the old specs back at once, in the same call.
-  - V(finish) waits until Swarm itself calls the update done; V(settle) waits until every node serves what the
-    service says, after a put-back.
+  - V(finish) waits until Swarm itself calls the update done and no node runs the old version; V(settle) waits until
+    every node serves what the service says, after a put-back.
   - An outcome other than C(proved) fails the task, with everything that is known.
 options:
   action:
@@ -127,10 +127,11 @@ from ansible.module_utils.lyttle_engine import (
     spec_digest,
     timestamp,
 )
-from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures_since, logs_of
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures_since, logs_of, meets
 
 _POLL = 0.5  # seconds between two looks at the tasks
 _LOCK_REFRESH = 15.0  # seconds
+_BUSY = ("updating", "rollback_started")
 
 
 class Rollout:
@@ -300,8 +301,8 @@ class Rollout:
             return ""
         if status.get("StartedAt", "")[:19] < since[:19]:
             return ""  # the story of an earlier update
-        did = "stopped the update" if state == "paused" else "put the old version back"
-        return f"Swarm {did}. " + (self._failed(tasks) or status.get("Message", ""))
+        did = "stopped the update of {}" if state == "paused" else "put the old version of {} back"
+        return f"Swarm {did.format(self._name)}. " + (self._failed(tasks) or status.get("Message", ""))
 
     def _failed(self, tasks: list[dict[str, Any]]) -> str:
         """What the first task that failed in this update said; empty when none did."""
@@ -339,46 +340,86 @@ class Rollout:
     def finish(self) -> dict[str, Any]:
         """Wait until Swarm has watched the last task for its monitoring time."""
         deadline = time.monotonic() + self._options["node_seconds"]
-        while time.monotonic() < deadline:
+        while True:
             self._tick()
-            service = self._service()
-            told = self._swarm_gave_up(service, self._engine.tasks(self._name))
+            service, tasks = self._service(), self._engine.tasks(self._name)
+            told = self._swarm_gave_up(service, tasks)
             if told:
                 return {"outcome": "swarm", "reason": told}
-            if (service.get("UpdateStatus") or {}).get("State", "completed") != "updating":
+            # Just after a change Swarm says nothing of an update, or still tells of the one before.
+            behind = [
+                node
+                for node in self._nodes(service)
+                if any(t.get("NodeID") == node["id"] and t["DesiredState"] in ("ready", "running") for t in tasks)
+                and current_task(tasks, service, node["id"]) is None
+            ]
+            if not behind and _state(service) not in _BUSY:
                 return {"outcome": "proved", "reason": ""}
+            if time.monotonic() > deadline:
+                known = self._known(service, [self._instead(node, tasks) for node in behind])
+                took = f"the update of {self._name} did not end within {self._options['node_seconds']} s"
+                return {"outcome": "late", "reason": f"{took}: {known}"}
             time.sleep(_POLL)
-        return {
-            "outcome": "late",
-            "reason": "Swarm did not call the update done in time; `docker service inspect` tells",
-        }
 
     def settle(self) -> dict[str, Any]:
         """Wait until every node serves what the service says; count what goes wrong meanwhile."""
         deadline = time.monotonic() + self._options["node_seconds"]
-        bad, done, reason = 0, [], "nothing was seen"
-        while time.monotonic() < deadline:
+        bad, done, reasons = 0, [], []
+        while True:
             self._tick()
             service, tasks = self._service(), self._engine.tasks(self._name)
             left = [node for node in self._nodes(service) if node["id"] not in [n["id"] for n in done]]
-            busy = (service.get("UpdateStatus") or {}).get("State", "") in ("updating", "rollback_started")
-            if not left and not busy:
+            if done and not left and _state(service) not in _BUSY:
                 return {"outcome": "proved", "reason": "", "nodes": done, "failures": bad}
+            if time.monotonic() > deadline:
+                return {"outcome": "late", "reason": self._known(service, reasons), "nodes": done, "failures": bad}
+            reasons = []
             for node in left:
                 before = self._before(node["id"])
                 bad += proof.count_bad(node["address"], self._ports, before)
                 task = current_task(tasks, service, node["id"])
                 if task is None:
-                    reason = f"{node['hostname']} does not run it yet"
+                    reasons.append(self._instead(node, tasks))
                     continue
                 others = {t["ID"] for t in tasks if t.get("NodeID") == node["id"]} - {task["ID"]}
                 result = proof.prove(node["address"], self._ports, task["ID"], others, before, 10, None, self._tick)
                 bad += result.failures
-                reason = f"{node['hostname']}: {result.reason}"
                 if result.ok:
                     done.append({key: node[key] for key in ("id", "hostname", "address")})
+                else:
+                    reasons.append(f"{node['hostname']}: {result.reason}")
             time.sleep(_POLL)
-        return {"outcome": "late", "reason": reason, "nodes": done, "failures": bad}
+
+    def _known(self, service: dict[str, Any], reasons: list[str]) -> str:
+        """What is known of an update that did not end: `reasons` of nodes, Swarm's own word, nodes that are away."""
+        told, status = list(reasons), service.get("UpdateStatus") or {}
+        if _state(service) not in ("", "completed", "rollback_completed"):
+            told.append(_with(f"Swarm calls its update {status['State']}", status.get("Message", "")))
+        constraints = service["Spec"]["TaskTemplate"].get("Placement", {}).get("Constraints") or []
+        for node in self._engine.nodes():
+            if node["Status"]["State"] != "ready" and meets(node, constraints):
+                name, state = node["Description"]["Hostname"], node["Status"]["State"]
+                told.append(f"{name} is {state}, so what it runs is unknown")
+        return "; ".join(told) or "no node that is ready and active may run it"
+
+    def _instead(self, node: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+        """What a node without a current task has instead, as far as Swarm knows."""
+        here = [task for task in tasks if task.get("NodeID") == node["id"]]
+        running = [task for task in here if task["Status"]["State"] == "running"]
+        if running:
+            return _with(f"{node['hostname']} still runs another version", running[0]["Spec"]["ContainerSpec"]["Image"])
+        if not here:
+            return f"{node['hostname']} has no task"
+        return _with(f"the task on {node['hostname']} is {here[0]['Status']['State']}", error_of(here[0]))
+
+
+def _with(text: str, more: str) -> str:
+    return f"{text} ({more})" if more else text
+
+
+def _state(service: dict[str, Any]) -> str:
+    """Where the service's update is, by Swarm's word; empty when there is none."""
+    return str((service.get("UpdateStatus") or {}).get("State", ""))
 
 
 def main() -> None:

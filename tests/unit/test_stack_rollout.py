@@ -1,0 +1,160 @@
+"""What a rollout concludes from Swarm's answers: when an update has ended, and what is known of one that has not."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.support import modules
+
+rollout = modules.load("lyttle_rollout")
+
+OLD, NEW = "lyttle-ops:1", "lyttle-ops:2"
+SINCE = "2026-01-02T00:00:00Z"
+
+
+def service(state: str = "", image: str = NEW, message: str = "") -> dict[str, Any]:
+    placement = {"Constraints": ["node.labels.lyttle.edge == true"]}
+    found: dict[str, Any] = {
+        "Spec": {"TaskTemplate": {"ContainerSpec": {"Image": image}, "Placement": placement}, "Mode": {"Global": {}}}
+    }
+    if state:
+        found["UpdateStatus"] = {"State": state, "Message": message, "StartedAt": SINCE}
+    return found
+
+
+def node(name: str, state: str = "ready") -> dict[str, Any]:
+    return {
+        "ID": f"id-{name}",
+        "Description": {"Hostname": name},
+        "Spec": {"Role": "worker", "Availability": "active", "Labels": {"lyttle.edge": "true"}},
+        "Status": {"State": state, "Addr": "192.0.2.1"},
+    }
+
+
+def task(name: str, image: str, state: str = "running", desired: str = "running", error: str = "") -> dict[str, Any]:
+    return {
+        "ID": f"task-{name}-{image}-{state}",
+        "NodeID": f"id-{name}",
+        "Spec": {"ContainerSpec": {"Image": image}},
+        "DesiredState": desired,
+        "Status": {"State": state, "Err": error},
+        "CreatedAt": SINCE,
+    }
+
+
+class Swarm:
+    """One answer a look; the last one stays. `looks` counts them."""
+
+    def __init__(self, nodes: list[dict[str, Any]], *moments: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+        self._nodes, self._moments, self.looks = nodes, moments, 0
+
+    def service(self, name: str) -> dict[str, Any]:
+        self.looks += 1
+        return self._moments[min(self.looks, len(self._moments)) - 1][0]
+
+    def tasks(self, name: str) -> list[dict[str, Any]]:
+        return self._moments[min(self.looks, len(self._moments)) - 1][1]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return self._nodes
+
+    def task_logs(self, task_id: str) -> list[str]:
+        return []
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs an action on a Swarm; half a second passes between two looks, and every proof succeeds."""
+    at = [0.0]
+
+    def sleep(seconds: float) -> None:
+        at[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: at[0], sleep=sleep)
+    good = rollout.proof.Proof(True, "", 5, 0, 0, [], {})
+    monkeypatch.setattr(rollout, "time", clock)
+    monkeypatch.setattr(rollout, "check_parent", lambda: None)
+    monkeypatch.setattr(rollout.proof, "prove", lambda *_: good)
+    monkeypatch.setattr(rollout.proof, "count_bad", lambda *_: 0)
+
+    def act(swarm: Swarm, action: str, **options: Any) -> dict[str, Any]:
+        monkeypatch.setattr(rollout, "Engine", lambda _host: swarm)
+        defaults = {
+            "docker_host": None, "service": "lyttlenginx_ports", "http_port": 80, "https_port": 443, "addresses": {},
+            "only": [], "lock_id": "", "baseline": [], "started_at": "", "node_seconds": 10,
+        }  # fmt: skip
+        result: dict[str, Any] = getattr(rollout.Rollout({**defaults, **options}), action)()
+        return result
+
+    return act
+
+
+def test_an_update_that_swarm_has_not_begun_is_not_done(run: Run) -> None:
+    old, new = [task("n1", OLD)], [task("n1", NEW), task("n1", OLD, "shutdown", "shutdown")]
+    swarm = Swarm(
+        [node("n1")],
+        (service(), old),
+        (service("updating"), old),
+        (service("updating"), new),
+        (service("completed"), new),
+    )
+    assert run(swarm, "finish", started_at=SINCE)["outcome"] == "proved"
+    assert swarm.looks == 4
+
+
+def test_a_change_that_restarts_no_task_is_done_at_once(run: Run) -> None:
+    swarm = Swarm([node("n1")], (service(), [task("n1", NEW)]))
+    assert run(swarm, "finish", started_at=SINCE)["outcome"] == "proved"
+    assert swarm.looks == 1
+
+
+def test_an_update_that_swarm_took_back_names_the_service_and_the_error(run: Run) -> None:
+    tasks = [task("n1", OLD), task("n1", NEW, "failed", "shutdown", "task: non-zero exit (1)")]
+    swarm = Swarm([node("n1")], (service("rollback_started", OLD), tasks))
+    told = run(swarm, "finish", started_at=SINCE)
+    assert told["outcome"] == "swarm"
+    assert "put the old version of lyttlenginx_ports back" in told["reason"]
+    assert "n1 ended: task: non-zero exit (1)" in told["reason"]
+
+
+def test_an_update_that_does_not_end_says_where_it_is(run: Run) -> None:
+    nodes = [node("n1"), node("n2"), node("n3", "down")]
+    tasks = [task("n1", NEW, "preparing"), task("n2", OLD)]
+    told = run(Swarm(nodes, (service("updating", message="update in progress"), tasks)), "finish", started_at=SINCE)
+    assert told["outcome"] == "late"
+    assert told["reason"] == (
+        "the update of lyttlenginx_ports did not end within 10 s: the task on n1 is preparing; n2 still runs another"
+        " version (lyttle-ops:1); Swarm calls its update updating (update in progress);"
+        " n3 is down, so what it runs is unknown"
+    )
+
+
+def test_a_rollback_that_swarm_paused_is_named_with_the_nodes_it_left(run: Run) -> None:
+    nodes = [node("n1"), node("n2"), node("n3", "unknown")]
+    tasks = [task("n1", OLD), task("n2", OLD, "failed", "shutdown", "no space left")]
+    told = run(Swarm(nodes, (service("rollback_paused", OLD), tasks)), "settle")
+    assert told["outcome"] == "late"
+    assert [each["hostname"] for each in told["nodes"]] == ["n1"]
+    assert told["reason"] == (
+        "the task on n2 is failed (no space left); Swarm calls its update rollback_paused;"
+        " n3 is unknown, so what it runs is unknown"
+    )
+
+
+def test_the_old_version_is_back_when_every_node_was_seen_serving_it(run: Run) -> None:
+    nodes, tasks = [node("n1"), node("n2")], [task("n1", OLD), task("n2", OLD)]
+    told = run(
+        Swarm(nodes, (service("rollback_started", OLD), tasks), (service("rollback_completed", OLD), tasks)), "settle"
+    )
+    assert (told["outcome"], len(told["nodes"])) == ("proved", 2)
+
+
+def test_nothing_is_back_when_no_node_was_seen(run: Run) -> None:
+    told = run(Swarm([node("n1", "down")], (service("", OLD), [])), "settle")
+    assert (told["outcome"], told["nodes"]) == ("late", [])
+    assert told["reason"] == "n1 is down, so what it runs is unknown"
