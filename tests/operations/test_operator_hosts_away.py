@@ -15,6 +15,7 @@ ENGINES = {
     "hanging": "trap '' TERM; while :; do sleep 0.1; done",
     "worker": "echo false",
     "manager": "echo true",
+    "cut-off": "echo true rpc error: The swarm does not have a leader",
     "with-image": "test $1 = image && echo sha256:1",
 }
 
@@ -81,6 +82,16 @@ def test_the_first_manager_that_answers_works_for_all(work: Checkout) -> None:
     done = work.run("deploy", "--json")
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout) == {"by": "n5"}
+
+
+def test_a_manager_cut_off_from_the_others_is_the_last_one_to_be_taken(work: Checkout) -> None:
+    taken = then("stack_manager", by="{{ inventory_hostname }}")
+    for hosts, by in (({"n1": "cut-off", "n2": "manager"}, "n2"), ({"n1": "worker", "n2": "cut-off"}, "n2")):
+        inventory(work, **hosts)
+        write(work, play("managers", "manager.yml"), taken)
+        done = work.run("deploy", "--json")
+        assert done.returncode == 0, done.stdout
+        assert json.loads(done.stdout) == {"by": by}
 
 
 def test_without_any_it_is_said_of_each_why(work: Checkout) -> None:
