@@ -41,7 +41,9 @@ def remove(session: Operator, host: str, reason: str, yes: bool) -> None:
     result = session.change("node_remove", {"node": host, "deploy_reason": reason, "deploy_owner": owner()})
     if not session.as_json:
         click.secho(str(result.get("message") or f"{host} is no node of the cluster any more"), fg="green", bold=True)
-        click.echo("Next: take it out of the inventory; `lyttle-ops status` shows the nodes.")
+        click.echo(
+            "Next: take it out of the inventory and run playbooks/site.yml; `lyttle-ops status` shows the nodes."
+        )
 
 
 def _run() -> None:
