@@ -1,5 +1,8 @@
 """The roles tell the truth about themselves: defaults, argument specs, READMEs."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,3 +87,58 @@ def test_what_a_person_has_to_read_is_not_hidden() -> None:
         if task.get("no_log") is True and task.keys() & {"ansible.builtin.assert", "ansible.builtin.fail"}
     ]
     assert hidden == []
+
+
+@pytest.fixture(scope="module")
+def tags() -> dict[str, list[set[str]]]:
+    """The tags of each play's tasks in site.yml, as Ansible lists them: without what is included on the way."""
+    inventory = str(PROJECT / "inventory.example.ini")
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "--list-tasks", "-i", inventory, "playbooks/site.yml"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found: dict[str, list[set[str]]] = {}
+    for line in done.stdout.splitlines():
+        told = re.match(r"  (?:play #\d+ \(.*?\): (?P<play>.+)|    .*)\tTAGS: \[(?P<tags>.*)\]$", line)
+        if told and told["play"]:
+            tasks = found.setdefault(told["play"], [])
+        elif told:
+            tasks.append(set(filter(None, told["tags"].split(", "))))
+    assert found, done.stderr
+    return found
+
+
+def test_the_tags_that_are_documented_are_those_that_there_are(tags: dict[str, list[set[str]]]) -> None:
+    documented = set()
+    for role in ROLES:
+        line = re.search(r"^\*\*Tags:\*\*(.*)$", (role / "README.md").read_text(), re.MULTILINE)
+        documented |= set(re.findall(r"`([a-z_]+)`", line[1])) if line else set()
+    assert documented == {tag for tasks in tags.values() for each in tasks for tag in each} - {"always"}
+
+
+def test_with_any_tag_the_roles_are_given_what_they_insist_on(tags: dict[str, list[set[str]]]) -> None:
+    for play in ("Learn the hosts", "Secrets"):
+        assert all("always" in each for each in tags[play]), play
+
+
+def test_a_deploy_by_its_tag_is_the_whole_deploy(tags: dict[str, list[set[str]]]) -> None:
+    plays = [play["name"] for play in _load(PROJECT / "playbooks/deploy.yml")]
+    assert all("stack" in each for play in plays for each in tags[play])
+    # A tag on a task does not reach the files that it includes, one on the play does.
+    site = _load(PROJECT / "playbooks/site.yml")
+    assert [play["tags"] for play in site if "ansible.builtin.import_playbook" in play] == [["stack"]]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
+def test_a_tagged_file_hands_its_tag_on_to_what_it_includes(role: Path) -> None:
+    main = _load(role / "tasks/main.yml")
+    tagged = [
+        role / "tasks" / task["ansible.builtin.import_tasks"] for task in main if "tags" in task and len(task) == 3
+    ]
+    for path in [role / "tasks/main.yml", *tagged] if tagged else []:
+        for task in _load(path):
+            included = task.get("ansible.builtin.include_tasks")
+            assert included is None or "apply" in included, f"{path.name}: {task['name']}"
