@@ -17,6 +17,7 @@ ENGINES = {
     "manager": "echo true",
     "cut-off": "echo true rpc error: The swarm does not have a leader",
     "with-image": "test $1 = image && echo sha256:1",
+    "dead-engine": "exit 1",
 }
 
 
@@ -62,7 +63,9 @@ def play(hosts: str, file: str, **variables: object) -> dict[str, object]:
     return {
         "hosts": hosts,
         "gather_facts": False,
-        "environment": {"PATH": "{{ programs | default('') }}:/usr/bin:/bin"},
+        "environment": {
+            "PATH": "{{ hostvars[item | default(inventory_hostname)].programs | default('') }}:/usr/bin:/bin"
+        },
         "vars": variables,
         "tasks": [{"ansible.builtin.import_role": {"name": "stack", "tasks_from": file}}],
     }
@@ -111,9 +114,10 @@ def test_a_node_that_hangs_is_left_out_of_the_look_at_the_nodes(work: Checkout) 
 
 
 def test_a_node_that_does_not_answer_is_brought_no_image(work: Checkout) -> None:
-    inventory(work, n1="with-image", n2="frozen", n3="dead", n4="with-image")
+    inventory(work, n1="with-image", n2="frozen", n3="dead", n4="with-image", n5="dead-engine")
     asked = "{{ stack_have.results | selectattr('rc', 'defined') | map(attribute='item') | list }}"
     write(work, play("n1", "load.yml", stack_found={"image": "lyttle-ops:1"}), then("n1", on=asked))
     done = work.run("deploy", "--json")
     assert done.returncode == 0, done.stdout
-    assert json.loads(done.stdout) == {"on": ["n1", "n4"]}
+    assert "n2, n3, n5: not reached" in work.runs[-1].joinpath("log").read_text()
+    assert json.loads(done.stdout) == {"on": ["n1", "n4", "n5"]}
