@@ -32,11 +32,14 @@ def work(tmp_path: Path) -> Checkout:
     for path in (ROOT / "roles" / "stack").iterdir():
         if path.name != "tasks":
             (tmp_path / "roles" / "stack" / path.name).symlink_to(path)
-    for name in ("manager", "instances", "load"):
-        text = (ROOT / "roles/stack/tasks" / f"{name}.yml").read_text()
+    for path in (ROOT / "roles/stack/tasks").iterdir():
+        text = path.read_text()
         for long, short in (("timeout: 30", "timeout: 4"), ("timeout: 60", "timeout: 3"), ('=5, "20"', '=1, "1"')):
             text = text.replace(long, short)
-        (tasks / f"{name}.yml").write_text(text)
+        (tasks / path.name).write_text(text)
+    for path in (ROOT / "roles").iterdir():
+        if path.name != "stack":
+            (tmp_path / "roles" / path.name).symlink_to(path)
     program(made.folder / "frozen", "exec sleep 600")
     for name, script in ENGINES.items():
         program(made.folder / name / "docker", script)
@@ -121,3 +124,18 @@ def test_a_node_that_does_not_answer_is_brought_no_image(work: Checkout) -> None
     assert done.returncode == 0, done.stdout
     assert "n2, n3, n5: not reached" in work.runs[-1].joinpath("log").read_text()
     assert json.loads(done.stdout) == {"on": ["n1", "n4", "n5"]}
+
+
+def test_a_node_is_not_added_while_a_host_that_has_to_let_it_in_is_away(work: Checkout) -> None:
+    inventory(work, n1="manager", n4="worker", db="dead")
+    hosts = work.folder / "inventory.ini"
+    more = ["[swarm:vars]", "ansible_become=false", "[postgres]", "db", ""]
+    hosts.write_text(hosts.read_text() + "\n".join(more))
+    plays = yaml.safe_load((ROOT / "playbooks/node_add.yml").read_text())
+    path = "{{ hostvars[inventory_hostname].programs | default('') }}:/usr/bin:/bin"
+    with_programs = [{**each, "environment": {"PATH": path}} for each in plays]
+    (work.folder / "playbooks/node_add.yml").write_text(yaml.safe_dump(with_programs, sort_keys=False))
+    done = work.run("node", "add", "n4")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "db cannot be reached: a new node has to be let in by PostgreSQL" in done.stderr
+    assert "TASK [docker" not in work.runs[-1].joinpath("log").read_text()
