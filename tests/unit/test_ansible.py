@@ -46,8 +46,11 @@ class TestRole:
         assert [name for name in options if not name.startswith(f"{role.name}_")] == []
 
     def test_options_are_described_and_typed(self, role: Path) -> None:
-        options = _load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
-        assert [name for name, option in options.items() if not option.get("description") or "type" not in option] == []
+        for specs in _load(role / "meta/argument_specs.yml")["argument_specs"].values():
+            options = specs["options"]
+            assert [
+                name for name, option in options.items() if not option.get("description") or "type" not in option
+            ] == []
 
     def test_readme_names_every_variable(self, role: Path) -> None:
         options = _load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
