@@ -177,8 +177,9 @@ class Cluster:
         return {line.split()[0]: line.split()[1] for line in lines if line.split()[2] == "Running"}
 
     def container(self, host: Host, service: str = NODE) -> str:
-        """Id of the service's running container on `host`, the newest one."""
+        """Id of the service's running container on `host`, the newest one. AssertionError when there is none."""
         found = host.run(["docker", "ps", "--quiet", "--filter", f"label=com.docker.swarm.service.name={service}"])
+        assert found.strip(), f"{service} does not run on {host.name}"
         return found.split()[0]
 
     def update_state(self, service: str = NODE) -> str:

@@ -74,7 +74,7 @@ def test_a_node_is_removed_and_added_and_fails_no_request(cluster: Cluster) -> N
     host = cluster.lab.hosts[1]
     with cluster.load("node-remove-add") as load:
         load.pause(host.address)  # as a load balancer takes it out
-        cluster.ops("node", "remove", host.name).done()
+        cluster.ops("node", "remove", host.name, "--yes").done()
         assert host.name not in cluster.docker("node", "ls", "--format", "{{.Hostname}}").split()
         until(lambda: refuses(host), 15, "the removed node refuses clients")
         cluster.ops("node", "add", host.name).done()
