@@ -52,6 +52,16 @@ class TestRole:
                 name for name, option in options.items() if not option.get("description") or "type" not in option
             ] == []
 
+    def test_entry_points_are_called_as_they_are_named(self, role: Path) -> None:
+        # Ansible compares the names to the letter: with .yml in a playbook it would check nothing.
+        playbooks = [_load(path) for path in (PROJECT / "playbooks").glob("*.yml")]
+        tasks = [
+            task for plays in playbooks if isinstance(plays, list) for play in plays for task in play.get("tasks", ())
+        ]
+        called = [task.get("ansible.builtin.import_role", {}) for task in tasks]
+        named = {each["tasks_from"] for each in called if each.get("name") == role.name and "tasks_from" in each}
+        assert set(_load(role / "meta/argument_specs.yml")["argument_specs"]) - {"main"} <= named
+
     def test_readme_names_every_variable(self, role: Path) -> None:
         options = _load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
         readme = (role / "README.md").read_text()
