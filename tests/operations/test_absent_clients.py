@@ -1,6 +1,7 @@
 """Who may connect to PostgreSQL and mount the shared folder: a node that is away keeps the address that it had."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write(work: Checkout, role: str, seen: dict[str, str]) -> str:
     (work.folder / "play.yml").write_text(yaml.safe_dump(play, sort_keys=False))
     done = subprocess.run(
         [
-            "ansible-playbook",
+            str(Path(sys.executable).with_name("ansible-playbook")),
             "-i",
             "inventory.ini",
             "-e",

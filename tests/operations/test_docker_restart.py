@@ -1,6 +1,7 @@
 """A change of daemon.json restarts Docker on one host after the other, and on none after one that stays away."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,14 @@ def restart(work: Checkout, **kinds: str) -> tuple[int, str, str]:
     }
     (work.folder / "play.yml").write_text(yaml.safe_dump([play]))
     done = subprocess.run(
-        ["ansible-playbook", "-i", "inventory.ini", "--tags", "docker", "play.yml"],
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            "-i",
+            "inventory.ini",
+            "--tags",
+            "docker",
+            "play.yml",
+        ],
         cwd=work.folder,
         env=work.environment(),
         capture_output=True,

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,14 @@ def run(work: Checkout, role: str, files: list[str], hosts: dict[str, str]) -> t
     }
     (work.folder / "play.yml").write_text(yaml.safe_dump([play]))
     done = subprocess.run(
-        ["ansible-playbook", "-i", "inventory.ini", "-e", "stack_secrets_folder={{folder}}/secrets", "play.yml"],
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            "-i",
+            "inventory.ini",
+            "-e",
+            "stack_secrets_folder={{folder}}/secrets",
+            "play.yml",
+        ],
         cwd=work.folder,
         env=work.environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles")),
         capture_output=True,

@@ -3,6 +3,7 @@
 import json
 import socketserver
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -71,7 +72,7 @@ def remove(work: Checkout, says: str, host: str) -> tuple[list[str], str]:
     (work.folder / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
     stack = ROOT / "roles/stack"
     done = subprocess.run(
-        ["ansible-playbook", "-i", "inventory.ini", "play.yml"],
+        [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventory.ini", "play.yml"],
         cwd=work.folder,
         env=work.environment(
             ANSIBLE_LIBRARY=str(stack / "library"),

@@ -1,6 +1,7 @@
 """What -e rollback_… names is checked before anything is changed."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,14 @@ def choose(work: Checkout, nodes: dict[str, tuple[str, bool]], **options: str) -
     inventory = work.folder / "inventory.ini"
     inventory.write_text(inventory.read_text() + "[swarm:children]\nmanagers\n")
     done = subprocess.run(
-        ["ansible-playbook", "-i", "inventory.ini", "-e", yaml.safe_dump(options, default_flow_style=True), "play.yml"],
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            "-i",
+            "inventory.ini",
+            "-e",
+            yaml.safe_dump(options, default_flow_style=True),
+            "play.yml",
+        ],
         cwd=work.folder,
         env=work.environment(),
         capture_output=True,
