@@ -4,12 +4,14 @@ import os
 import pwd
 import shutil
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import psycopg
 
 from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.local import processes
 
 USER = "lyttle"
 _CONFIGURATION = """
@@ -74,6 +76,7 @@ class PostgresServer:
             self._initialise()
         elif self.is_running():
             return
+        self._wait_until_reaped()
         (self.data / "postgresql.auto.conf").write_text(
             _CONFIGURATION.format(host=self.host, port=self.port, fsync="on" if self._durable else "off")
         )
@@ -91,7 +94,12 @@ class PostgresServer:
             self._run("pg_ctl", "-D", self.data, "-m", mode, "-w", "-t", "30", "stop")
 
     def is_running(self) -> bool:
-        return (self.data / "PG_VERSION").exists() and self._run("pg_ctl", "-D", self.data, "status").returncode == 0
+        pid = self._pid()
+        return (
+            pid is not None
+            and processes.identify(pid) is not None  # pg_ctl takes a postmaster that was killed for a running one
+            and self._run("pg_ctl", "-D", self.data, "status").returncode == 0
+        )
 
     def answers(self) -> bool:
         """Whether a session can be had and used within two seconds."""
@@ -102,12 +110,18 @@ class PostgresServer:
             return False
         return True
 
-    def pid(self) -> int | None:
-        """Process id of the postmaster, None when it does not run."""
+    def _pid(self) -> int | None:
+        """Process id of the newest postmaster by its own file, which one that was killed leaves behind."""
         try:
             return int((self.data / "postmaster.pid").read_text().splitlines()[0])
         except (OSError, ValueError, IndexError):
             return None
+
+    def _wait_until_reaped(self) -> None:
+        # A new server refuses to start while the old one's pid is still there, be it as a zombie.
+        pid, deadline = self._pid(), time.monotonic() + 10
+        while pid is not None and processes.is_zombie(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _initialise(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

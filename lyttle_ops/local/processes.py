@@ -73,6 +73,12 @@ def identify(pid: int) -> Process | None:
     return None if stat is None or stat.state in "ZX" else Process(pid, f"{_boot_id()}:{stat.ticks}")
 
 
+def is_zombie(pid: int) -> bool:
+    """Whether this pid belongs to a process that has ended and whose parent has not taken note yet."""
+    stat = _stat(pid)
+    return stat is not None and stat.state in "ZX"
+
+
 def family(process: Process) -> list[Process]:
     """What runs of `process` and of everything it started: its descendants and the rest of its session."""
     boot, _, ticks = process.started.partition(":")
