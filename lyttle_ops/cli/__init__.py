@@ -1,7 +1,7 @@
 """The command line: the only place that prints, and where errors become exit codes.
 
 0: done · 1: it could not be done, and one sentence on standard error says why · 2: wrong usage · 130: Ctrl-C. The
-operator's commands have two more, see operator.py.
+operator's commands have two more, see operator.py, and `import` has 3 for rows that it did not take.
 A command's module is imported when that command runs, so that `lyttle-ops local status` loads no web framework.
 """
 
@@ -24,6 +24,7 @@ _SECTIONS = {
         "status": ("lyttle_ops.cli.status:status", "Nodes, versions, leader, certificates, drift."),
         "history": ("lyttle_ops.cli.history:history", "What was deployed, by whom, and how it ended."),
         "node": ("lyttle_ops.cli.node:node", "Add or remove a node; alone: run this machine's node (the container)."),
+        "playbook": ("lyttle_ops.cli.playbook:playbook", "Run a playbook by name: site, backup, restore, and more."),
         "doctor": ("lyttle_ops.cli.doctor:doctor", "Look for what is wrong or will be, and how to mend it."),
     },
     "In a node's container": {

@@ -17,7 +17,7 @@ def history(session: Operator) -> None:
         return
     releases = result.get("releases") or []
     if not releases:
-        click.echo("Nothing was deployed yet: run `ansible-playbook playbooks/site.yml`, then `lyttle-ops deploy`.")
+        click.echo("Nothing was deployed yet: run `lyttle-ops playbook site`, then `lyttle-ops deploy`.")
         return
     rows = [
         (

@@ -42,7 +42,7 @@ def remove(session: Operator, host: str, reason: str, yes: bool) -> None:
     if not session.as_json:
         click.secho(str(result.get("message") or f"{host} is no node of the cluster any more"), fg="green", bold=True)
         click.echo(
-            "Next: take it out of the inventory and run playbooks/site.yml; `lyttle-ops status` shows the nodes."
+            "Next: take it out of the inventory, run `lyttle-ops playbook site`. `lyttle-ops status` shows the nodes."
         )
 
 

@@ -37,6 +37,18 @@ _GOES_ON = (
 )
 
 
+inventory_option = click.option(
+    "-i",
+    "--inventory",
+    type=click.Path(path_type=Path),
+    default=Path("inventory.ini"),
+    envvar="LYTTLE_INVENTORY",
+    show_default="./inventory.ini",
+    show_envvar=True,
+    help="Ansible's inventory of the cluster.",
+)
+
+
 class Stop(Exception):
     """Ends a command with `code`; everything has been said."""
 
@@ -173,16 +185,7 @@ def operator(function: Callable[..., int | None]) -> Callable[..., int]:
             return 1
 
     options = [
-        click.option(
-            "-i",
-            "--inventory",
-            type=click.Path(path_type=Path),
-            default=Path("inventory.ini"),
-            envvar="LYTTLE_INVENTORY",
-            show_default="./inventory.ini",
-            show_envvar=True,
-            help="Ansible's inventory of the cluster.",
-        ),
+        inventory_option,
         click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs."),
         click.option("-v", "verbosity", count=True, help="Show Ansible's own output; -vv and more: in detail."),
         click.option("--ask-vault-pass", is_flag=True, help="Ask for the password of encrypted variables."),

@@ -18,7 +18,7 @@ def status(session: Operator) -> int:
         return 0
     service: Mapping[str, Any] = result.get("service") or {}
     if not service:
-        click.echo("The stack is not deployed: run `ansible-playbook playbooks/site.yml`.")
+        click.echo("The stack is not deployed: run `lyttle-ops playbook site`.")
         return 1
     mode = text(service.get("mode"))
     update = text(service.get("update_state"), "")

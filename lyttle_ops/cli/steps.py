@@ -1,8 +1,11 @@
 """A running playbook, shown: a live table on a terminal, one line for each finished step elsewhere."""
 
+import errno
 import os
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -54,7 +57,8 @@ class Steps:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            with self._watched():
+                self._live.stop()
 
     def note(self, line: str) -> None:
         """Say something beside the steps. Safe in a signal handler: it is shown with the next tick."""
@@ -78,21 +82,33 @@ class Steps:
             line = self._notes[self._said]
             self._said += 1
             if self._live is not None:
-                self._live.console.print(Text(line, style="bold"))
+                with self._watched():
+                    self._live.console.print(Text(line, style="bold"))
             else:
                 self._say(line)
         if self._live is not None:
-            self._live.update(self._picture(), refresh=True)
+            with self._watched():
+                self._live.update(self._picture(), refresh=True)
 
     def _say(self, line: str, state: State | None = None) -> None:
         if self._silent:
             return
         styled = click.style(line, fg=_COLOURS.get(state)) if state in (State.FAILED, State.UNREACHABLE) else line
-        try:
+        with self._watched():
             click.echo(styled, file=self._stream)
-        except BrokenPipeError:  # as with `| head`: what runs must not notice
-            self._silent = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Whoever looks may be gone, as with `| head` or a closed terminal: what runs must not notice."""
+        try:
+            yield
+        except OSError as exc:
+            self._silent, self._live = True, None
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            gone = (sys.stdout, sys.stderr) if exc.errno == errno.EIO else (self._stream,)  # EIO: the terminal itself
+            for stream in gone:
+                os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
     def _picture(self) -> Group:
         progress = self._progress

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def owner() -> str:
-    """This process as JSON: owner (user@host), host (machine id), pid, start_time ("<boot id>:<ticks since boot>").
+    """This process as JSON: owner (user@host), host (machine id), pid, pid_namespace, start_time ("<boot id>:<ticks
+    since boot>").
 
     A pid that was given to another process since has another start time (field 22 of proc(5)'s stat), so whoever
     finds the lock on the same machine knows whether its owner is dead. The process has to live as long as the playbook.
@@ -20,6 +21,7 @@ def owner() -> str:
             "owner": f"{_user()}@{socket.gethostname()}",
             "host": _machine_id(),
             "pid": os.getpid(),
+            "pid_namespace": os.readlink("/proc/self/ns/pid"),
             "start_time": f"{boot}:{ticks}",
         }
     )

@@ -1,5 +1,6 @@
 """Where the playbooks, roles and compose file are: in the installed package, or beside it in a checkout."""
 
+import itertools
 from pathlib import Path
 
 from lyttle_ops.errors import LyttleOpsError
@@ -25,6 +26,22 @@ def content() -> Path:
         f"this installation of lyttle-ops ({package}) has no playbooks: run it from a checkout, or install the wheel"
         " (pip install 'lyttle-ops[control]')"
     )
+
+
+def playbooks() -> dict[str, str]:
+    """What each playbook does, the first sentence of its head, by name.
+
+    Raises:
+        PlaybooksMissing: they are not there.
+    """
+    files = sorted((content() / "playbooks").glob("*.yml"))
+    return {file.stem: _first_sentence(file) for file in files if file.stem != "requirements"}  # ansible-galaxy's
+
+
+def _first_sentence(file: Path) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
+    prose = (line.removeprefix("# ") for line in lines if not line.startswith("#   "))
+    return " ".join(prose).partition(". ")[0].rstrip(".")
 
 
 def playbook(name: str) -> Path:

@@ -102,4 +102,4 @@ def test_nothing_deployed_says_what_to_run(work: Checkout) -> None:
     work.playbook("status", [tell(result=told([], service={}))])
     done = work.run("status")
     assert done.returncode == 1
-    assert "run `ansible-playbook playbooks/site.yml`" in done.stdout
+    assert "run `lyttle-ops playbook site`" in done.stdout

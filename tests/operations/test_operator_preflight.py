@@ -150,4 +150,4 @@ def test_a_deploy_before_site_yml_says_to_run_it(work: Checkout, tmp_path: Path)
         done = work.run("deploy", DOCKER_HOST=host)
     assert done.returncode == 3
     assert "n1: This cluster has no stack yet" in done.stderr
-    assert "run ansible-playbook playbooks/site.yml first" in done.stderr
+    assert "run `lyttle-ops playbook site` first" in done.stderr

@@ -166,6 +166,15 @@ def test_no_ansible_outlives_the_command(work: Checkout, number: int) -> None:
     until(lambda: not _processes(mark) and not _processes(str(work.folder)), 5)
 
 
+def test_a_terminal_that_closes_ends_the_deploy_in_order(work: Checkout) -> None:
+    mark = f"302.{os.getpid()}"
+    work.playbook("deploy", [sleep(float(mark)), tell(result=RELEASE)])
+    with Terminal(work, "deploy") as terminal:
+        until(lambda: _processes(mark), 30)
+        assert terminal.hang_up() == 130
+    until(lambda: not _processes(mark) and not _processes(str(work.folder)), 5)
+
+
 def test_a_reader_that_leaves_does_not_disturb_the_deploy(work: Checkout) -> None:
     witness = work.folder / "witness"
     touch = {"name": "Finish", "ansible.builtin.file": {"path": str(witness), "state": "touch"}}
@@ -268,6 +277,28 @@ def test_the_installed_wheel_brings_what_it_runs(work: Checkout, tmp_path: Path)
     assert "has no host for 'managers'" in done.stderr
     done = work.run("status", "-i", "nowhere.ini")
     assert f"copy {work.folder / 'lyttle_ops' / 'ansible' / 'inventory.example.ini'} there" in done.stderr
+    # Every playbook finds its roles and modules, from any folder.
+    example = work.folder / "lyttle_ops" / "ansible" / "inventory.example.ini"
+    listed = [line.split()[0] for line in work.run("playbook").stdout.splitlines()]
+    assert listed == sorted(file.stem for file in (ROOT / "playbooks").glob("*.yml") if file.stem != "requirements")
+    for name in listed:
+        done = work.run("playbook", "-i", str(example), name, "--syntax-check", cwd=tmp_path)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+
+
+def test_a_playbook_by_name_has_the_arguments_output_and_exit_code_of_ansible(work: Checkout) -> None:
+    work.playbook("site", [{"name": "Fail", "ansible.builtin.fail": {"msg": "{{ why }}"}}])
+    done = work.run("playbook", "site", "-e", "why=asked", "--limit", "n1")
+    assert done.returncode == 2
+    assert "TASK [Fail]" in done.stdout
+    assert "asked" in done.stdout
+    assert "n2" not in done.stdout
+    wrong = work.run("playbook", "sit")
+    assert wrong.returncode == 2
+    assert "there is no playbook sit" in wrong.stderr
+    missing = work.run("playbook", "site", "-i", "nowhere.ini")
+    assert missing.returncode == 2
+    assert "there is no inventory nowhere.ini" in missing.stderr
 
 
 class Terminal:
@@ -285,7 +316,15 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)  # hangs up, which ends whatever is left
+        if self._fd >= 0:
+            os.close(self._fd)  # hangs up, which ends whatever is left
+
+    def hang_up(self) -> int:
+        """Close the terminal; the command's exit code."""
+        os.close(self._fd)
+        self._fd = -1
+        status = until(lambda: os.waitpid(self._pid, os.WNOHANG)[1:] if _ended(self._pid) else None, 30, "its end")
+        return os.waitstatus_to_exitcode(status[0])
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
@@ -309,6 +348,10 @@ class Terminal:
             except OSError:  # the other end closed
                 return
             self.text += data.decode(errors="replace")
+
+
+def _ended(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
 
 
 def _processes(mark: str) -> list[str]:

@@ -32,10 +32,12 @@ class Checkout:
     def argv(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "lyttle_ops.cli", *arguments]
 
-    def run(self, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.argv(*arguments),
-            cwd=self.folder,
+            cwd=cwd or self.folder,
             env=self.environment(**environment),
             input="" if stdin is None else stdin,
             capture_output=True,

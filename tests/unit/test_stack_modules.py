@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lyttle_ops.deploy.owner import owner
 from tests.support import modules
 
 release, lock, secrets, image = (modules.load(f"lyttle_{name}") for name in ("release", "lock", "secrets", "image"))
@@ -83,12 +84,16 @@ def test_drift_tells_a_hand_from_a_deploy_that_was_killed() -> None:
 
 def test_a_lock_is_dead_when_its_process_on_this_machine_is_gone_and_never_judged_from_another_one() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        held = {"host": lock._read("/etc/machine-id"), "pid": process.pid, "start_time": lock._start_time(process.pid)}
+        held = {**lock.this_owner(), "pid": process.pid, "start_time": lock._start_time(process.pid)}
+        assert {**json.loads(owner()), "pid": 0, "start_time": ""} == {**held, "pid": 0, "start_time": ""}
         assert not lock.is_dead(held)
         assert lock.is_dead({**held, "start_time": "another-boot:1"})  # the pid belongs to somebody else now
         process.kill()
     assert lock.is_dead(held)
     assert not lock.is_dead({**held, "host": "another-machine"})
+    # A clone of this machine, and a container on it: their processes are not seen here.
+    assert not lock.is_dead({**held, "owner": "somebody@its-clone"})
+    assert not lock.is_dead({**held, "pid_namespace": "pid:[1]"})
     assert not lock.is_dead({**held, "pid": 0})
 
 

@@ -81,6 +81,8 @@ from ansible.module_utils.lyttle_engine import (
     timestamp,
 )
 
+_OWNER = ("owner", "host", "pid", "pid_namespace", "start_time")  # what the lock says of its owner
+
 
 def _read(path: str) -> str:
     try:
@@ -97,6 +99,14 @@ def _start_time(pid: int) -> str:
     return f"{_read('/proc/sys/kernel/random/boot_id')}:{fields[19]}" if len(fields) > 19 else ""
 
 
+def _machine() -> str:
+    return _read("/etc/machine-id") or socket.gethostname()  # a container has no machine id
+
+
+def _pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
+
+
 def this_owner() -> dict[str, Any]:
     """The person and the ansible-playbook process above this module."""
     pid, found = os.getpid(), 0
@@ -108,15 +118,21 @@ def this_owner() -> dict[str, Any]:
     user = os.environ.get("SUDO_USER") or getpass.getuser()
     return {
         "owner": f"{user}@{socket.gethostname()}",
-        "host": _read("/etc/machine-id"),
+        "host": _machine(),
         "pid": found,
+        "pid_namespace": _pid_namespace(),
         "start_time": _start_time(found) if found else "",
     }
 
 
 def is_dead(lock: dict[str, Any]) -> bool:
-    """Whether the lock was taken from this machine by a process that is gone. Another machine's is never judged."""
-    if not lock.get("host") or lock["host"] != _read("/etc/machine-id") or not lock.get("pid"):
+    """Whether the lock was taken from this machine by a process that is gone. Another machine's is never judged.
+
+    Clones of a machine have one machine id, and containers see other processes under the same pids: their names and
+    their pid namespaces tell them apart."""
+    here = (_machine(), socket.gethostname(), _pid_namespace())
+    there = (lock.get("host"), str(lock.get("owner")).rpartition("@")[2], lock.get("pid_namespace"))
+    if here != there or not lock.get("pid"):
         return False
     return _start_time(int(lock["pid"])) != lock.get("start_time")
 
@@ -139,7 +155,7 @@ def acquire(engine: Engine, options: dict[str, Any], check_mode: bool) -> dict[s
                 "refreshed: wait for that deploy to end, or for that time if it died on another machine"
             )
         lock = {
-            **{key: options["owner"].get(key) for key in ("owner", "host", "pid", "start_time")},
+            **{key: options["owner"].get(key) for key in _OWNER},
             "reason": options["reason"],
             "started_at": now(),
         }
