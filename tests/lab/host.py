@@ -17,7 +17,7 @@ _SSH_FAILED = 255  # ssh's own, not the command's
 BOOT_TIMEOUT = 120.0  # seconds; 10 on an idle machine
 
 
-class HostError(RuntimeError):
+class HostError(OSError):
     """A host of the lab does not do what was asked of it; the message says which and what it said."""
 
 

@@ -35,12 +35,13 @@ def go_away(connection: ssl.SSLSocket, last: int, code: int = 0) -> None:
 
 def http2_behaviour(
     at: Callable[[Server, ssl.SSLSocket, H2Connection, int], bool],
+    faulty: int = 81,
 ) -> Callable[[Server, ssl.SSLSocket], None]:
-    """The fortieth stream of the first connection is treated by `at`."""
+    """The stream `faulty` of the first connection is treated by `at`: the fortieth, unless told."""
 
     def behave(server: Server, connection: ssl.SSLSocket) -> None:
         def serve(stream: int, peer: H2Connection) -> bool:
-            return at(server, connection, peer, stream) if number == 1 and stream == 81 else True
+            return at(server, connection, peer, stream) if number == 1 and stream == faulty else True
 
         number = server.count("connections")
         http2(server, connection, serve)
@@ -57,7 +58,7 @@ def refuses_the_stream(server: Server, connection: ssl.SSLSocket, peer: H2Connec
 def goes_away_before_the_stream(server: Server, connection: ssl.SSLSocket, peer: H2Connection, stream: int) -> bool:
     server.count("faults")
     connection.sendall(peer.data_to_send())
-    go_away(connection, stream - 2)
+    go_away(connection, max(0, stream - 2))
     return False
 
 
@@ -104,6 +105,15 @@ def test_http2_streams_that_were_not_processed_cost_a_retry(tmp_path: Path, at: 
     assert report.total.retries >= server.counts["faults"] == 1
     if at is refuses_the_stream:
         assert report.total.retries == 1
+
+
+@pytest.mark.parametrize("at", [refuses_the_stream, goes_away_before_the_stream, closes_the_connection])
+def test_the_same_on_a_fresh_connection_is_a_failure(tmp_path: Path, at: Callable[..., bool]) -> None:
+    with serving(tmp_path, http2_behaviour(at, faulty=1), "h2") as server:
+        report = loaded(server, "http2")
+    assert server.counts["faults"] == 1
+    assert report.total.failures >= 1, str(report)
+    assert any("fresh connection" in error for error in report.errors), str(report)
 
 
 def test_http2_graceful_end_costs_nothing(tmp_path: Path) -> None:

@@ -285,8 +285,8 @@ class Cluster:
         for end in report.websockets:
             told = self.told_to_stop(end)
             assert told is not None, f"nobody told a node on {end.address} to stop, yet a websocket ended: {end}"
-            if end.opened < told:
-                assert end.closed - told > DRAIN - 3, f"ended {end.closed - told:.1f} s after its node's stop: {end}"
+            # One that is opened just after the stop may still have got the old task; it has its drain as well.
+            assert end.closed - told > DRAIN - 3, f"ended {end.closed - told:.1f} s after its node's stop: {end}"
 
 
 def provision(lab: Lab, folder: Path) -> Cluster:

@@ -285,8 +285,8 @@ class Http2(asyncio.Protocol):
                 stream.waiting.set_result(Answer(stream.status, stream.head, bytes(stream.body)))
             elif isinstance(event, h2.events.StreamReset):
                 refused = event.error_code == h2.errors.ErrorCodes.REFUSED_STREAM and not stream.status
-                end = Closed("refused stream") if refused else Failed(f"stream reset, code {int(event.error_code)}")
-                stream.waiting.set_exception(end)
+                end = Failed(f"stream reset, code {int(event.error_code)}")
+                stream.waiting.set_exception(self._end("refused stream", number or 0) if refused else end)
 
     def _go_away(self, payload: bytes) -> None:
         last, code = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF, int.from_bytes(payload[4:8], "big")
@@ -298,7 +298,7 @@ class Http2(asyncio.Protocol):
             if code:
                 stream.waiting.set_exception(Failed(f"GOAWAY with error code {code}"))
             elif number > last:  # not and never processed, says RFC 9113 section 6.8
-                stream.waiting.set_exception(Closed("GOAWAY"))
+                stream.waiting.set_exception(self._end("GOAWAY", number))
 
     def _end(self, how: str, number: int) -> Failed | Closed:
         if number and number <= self._promised:

@@ -51,8 +51,9 @@ def test_a_manager_with_the_database(cluster: Cluster) -> None:
         cluster.docker("service", "update", "--detach", "--label-add", "governed=yes", NODE)
     cluster.whole()
     until(lambda: active_nodes(cluster) == len(cluster.lab.hosts), 180, "all nodes are active", every=2)
-    ready = ("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}")
-    until(lambda: sorted(cluster.docker(*ready).split())[0:2] == ["Leader", "Reachable"], 120, "all managers are back")
+    reachable = ("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}")
+    back = ["Ready Leader", "Ready Reachable", "Ready Reachable"]
+    until(lambda: sorted(cluster.docker(*reachable).splitlines()) == back, 120, "all managers are back", every=1)
     domain = f"back-{int(time.time())}.example.test"
     cluster.publish(domain)
     for each in cluster.lab.hosts:
