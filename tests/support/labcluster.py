@@ -21,6 +21,7 @@ NODE, PORTS = "lyttlenginx_lyttlenginx", "lyttlenginx_ports"
 DOMAIN = "demo.example.test"
 RATE = 90.0  # requests per second, all hosts together; a guest with one slow CPU answers about 100 by itself
 DRAIN = 25.0  # seconds that a node gives requests in flight, websockets among them
+EXITS = ['CMD ["sh", "-c", "echo this image is broken; exit 3"]']  # of a Dockerfile: an image that ends at once
 _PLAYBOOKS = files.CHECKOUT / "playbooks"
 
 # A request to the API of the host it runs on: method, path, token and body as JSON on standard input.

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.labcluster import RATE, Cluster, Command, variant
+from tests.support.labcluster import EXITS, RATE, Cluster, Command, variant
 
 SITE = "/opt/lyttle-ops/lib/python3*/site-packages/lyttle_ops/nginx/templates/site.conf.j2"
-EXITS = ['CMD ["sh", "-c", "echo this image is broken; exit 3"]']
 NEVER_HEALTHY = [
     "USER root",
     r"RUN printf '#!/bin/sh\necho this image is sick; exit 1\n' > /usr/local/bin/healthcheck.sh",

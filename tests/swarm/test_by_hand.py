@@ -3,7 +3,7 @@
 import json
 
 from tests.lab import files
-from tests.support.labcluster import NODE, PORTS, Cluster
+from tests.support.labcluster import EXITS, NODE, PORTS, Cluster, variant
 from tests.support.wait import until
 
 
@@ -31,6 +31,19 @@ def test_docker_service_update_and_rollback(cluster: Cluster) -> None:
         wait_updated(cluster, "rollback_completed")
     cluster.check_websockets(load.report().check())
     assert cluster.images() == before
+
+
+def test_docker_service_update_to_an_image_that_ends_at_once(cluster: Cluster) -> None:
+    good, before = cluster.images(), cluster.tasks()
+    image = variant(cluster.lab, cluster.image, "exits", *EXITS)
+    with cluster.load("bad-update") as load:
+        cluster.docker("service", "update", "--detach", "--image", image, NODE)
+        wait_updated(cluster, "rollback_completed")
+        cluster.whole()
+    load.report().check()
+    assert cluster.images() == good
+    after = cluster.tasks()
+    assert sum(before[name] != after[name] for name in before) <= 1
 
 
 def test_docker_stack_deploy(cluster: Cluster) -> None:

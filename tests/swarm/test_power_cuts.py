@@ -41,6 +41,26 @@ def test_the_leaders_host(cluster: Cluster) -> None:
     until(lambda: active_nodes(cluster) == len(cluster.lab.hosts), 180, "all nodes are active", every=2)
 
 
+def test_a_manager_that_does_not_lead_us(cluster: Cluster) -> None:
+    database, *others = cluster.lab.hosts
+    leader = cluster.leader()
+    host = next(each for each in others if each is not leader)
+    rest = [each for each in cluster.lab.hosts if each is not host]
+    with Load([each.address for each in rest], DOMAIN, 40, cluster.lab.acme_root) as load:
+        load.wait(100, 60)
+        with without_power(host):
+            until(lambda: "Unreachable" in cluster.docker("node", "ls"), 120, "the other managers miss it", every=2)
+            assert leader_now(cluster, database) == leader.name
+            domain = f"manager-{int(time.time())}.example.test"
+            cluster.publish(domain)
+            for each in rest:
+                until(lambda each=each: cluster.serves(each, domain), 180, f"{each.name} serves {domain}", every=1)
+        until(lambda: cluster.serves(host, domain), 300, f"{host.name} is back and serves what it missed", every=1)
+    load.report().check()
+    all_managers_are_back(cluster)
+    until(lambda: active_nodes(cluster) == len(cluster.lab.hosts), 180, "all nodes are active", every=2)
+
+
 def test_a_manager_with_the_database(cluster: Cluster) -> None:
     host, *rest = cluster.lab.hosts
     with without_power(host):
@@ -51,13 +71,17 @@ def test_a_manager_with_the_database(cluster: Cluster) -> None:
         cluster.docker("service", "update", "--detach", "--label-add", "governed=yes", NODE)
     cluster.whole()
     until(lambda: active_nodes(cluster) == len(cluster.lab.hosts), 180, "all nodes are active", every=2)
-    reachable = ("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}")
-    back = ["Ready Leader", "Ready Reachable", "Ready Reachable"]
-    until(lambda: sorted(cluster.docker(*reachable).splitlines()) == back, 120, "all managers are back", every=1)
+    all_managers_are_back(cluster)
     domain = f"back-{int(time.time())}.example.test"
     cluster.publish(domain)
     for each in cluster.lab.hosts:
         until(lambda each=each: cluster.serves(each, domain), 180, f"{each.name} serves {domain}", every=1)
+
+
+def all_managers_are_back(cluster: Cluster) -> None:
+    told = ("node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}")
+    back = ["Ready Leader", "Ready Reachable", "Ready Reachable"]
+    until(lambda: sorted(cluster.docker(*told).splitlines()) == back, 120, "all managers are back", every=1)
 
 
 def leader_now(cluster: Cluster, host: Host) -> str | None:

@@ -1,13 +1,29 @@
 """The kernel's NFS below the shared copy: cut off under load, read by a node without PostgreSQL, written too late."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.lab import Host
 from tests.support.labcluster import NODE, Cluster
 from tests.support.wait import until
 
 SHARED = "/var/lib/lyttle-ops/shared"
+# In a node's container: write a state without any site under the term that is given, as its leader did.
+LATE_WRITE = """
+import dataclasses, sys
+from lyttle_ops.certificates.encryption import Keyring
+from lyttle_ops.clock import SystemClock
+from lyttle_ops.node.shared import SharedCopy
+from lyttle_ops.settings import load
+
+settings = load()
+copy = SharedCopy(settings.shared_dir, Keyring(*settings.master_keys()), lambda: int(sys.argv[1]), SystemClock())
+state = copy.load()
+copy._write(int(sys.argv[1]), dataclasses.replace(state, revision=state.revision + 900, proxies=[]))
+print("written")
+"""
 
 
 @contextmanager
@@ -46,18 +62,19 @@ def test_nfs_cut_off_fails_nothing_and_new_tasks_start(cluster: Cluster) -> None
     until(lambda: cluster.lab.hosts[1].succeeds(copied, timeout=60), 300, "the copy is written again", every=2)
 
 
-def test_a_node_without_postgresql_starts_from_the_shared_copy(cluster: Cluster) -> None:
-    host = cluster.lab.hosts[1]
+def start_from_the_shared_copy(cluster: Cluster, host: Host) -> None:
+    """A node on `host` starts with PostgreSQL away and without a snapshot of its own, as on a machine made anew, and
+    serves DOMAIN. PostgreSQL is back at the end. AssertionError when it does not."""
     old = cluster.container(host)
     with postgres_stopped(cluster):
-        # Its own snapshot is gone, as on a machine that was made anew.
         host.run(f"docker rm -f {old} && docker volume rm -f lyttlenginx_state")
         until(lambda: host.name in cluster.tasks(), 180, "a new task", every=2)
         until(lambda: cluster.serves(host), 120, "it serves", every=1)
-        said = host.run(["docker", "logs", cluster.container(host)]) + host.run(
-            f"docker logs {cluster.container(host)} 2>&1"
-        )
-        assert "shared copy" in said
+        assert "shared copy" in host.run(f"docker logs {cluster.container(host)} 2>&1")
+
+
+def test_a_node_without_postgresql_starts_from_the_shared_copy(cluster: Cluster) -> None:
+    start_from_the_shared_copy(cluster, cluster.lab.hosts[1])
     cluster.whole()
 
 
@@ -65,19 +82,26 @@ def test_a_late_write_of_a_thawed_leader_changes_nothing_that_nodes_read(cluster
     old = cluster.leader()
     reader = next(host for host in cluster.lab.hosts if host is not old)
     frozen = cluster.container(old)
+    old_term, _ = newest_manifest(cluster)
     old.run(["docker", "pause", frozen])
     try:
         until(lambda: leader_elsewhere(cluster, old.name), 60, "another one leads", every=0.5)
         domain = f"term-{int(time.time())}.example.test"
         cluster.api("POST", "/proxy", {"proxy_pass_host": "http://demo:8080", "domains": domain}, reader)
         until(lambda: newest_copy_has(cluster, domain), 120, "the new leader's copy", every=1)
-        term, manifest = newest_manifest(cluster)
+        term, _ = newest_manifest(cluster)
+        assert term > old_term
     finally:
         old.run(["docker", "unpause", frozen])
     until(lambda: cluster.serves(old), 120, "the thawed node serves", every=1)
-    time.sleep(30)  # its late write, if it makes one
-    later, still = newest_manifest(cluster)
-    assert later > term or still == manifest
+    # What it would have written had it been frozen in the middle of a write: authentic, newer by its number, and wrong.
+    late = ["docker", "exec", "-i", cluster.container(old), "/opt/lyttle-ops/bin/python", "-", str(old_term)]
+    assert "written" in old.run(late, stdin=LATE_WRITE, timeout=120)
+    until(
+        lambda: revision(cluster, old_term) > revision(cluster, term), 60, "the late write is seen elsewhere", every=1
+    )
+    start_from_the_shared_copy(cluster, reader)
+    assert newest_manifest(cluster)[0] >= term
     assert newest_copy_has(cluster, domain)
     cluster.whole()
 
@@ -93,6 +117,11 @@ def newest_manifest(cluster: Cluster) -> tuple[int, str]:
     host = cluster.lab.hosts[1]
     path = host.run(f"ls -d {SHARED}/*/manifest.json | sort | tail -n 1").strip()
     return int(path.split("/")[-2]), host.read(path)
+
+
+def revision(cluster: Cluster, term: int) -> int:
+    """Of what the folder of `term` holds, as another host than the writer reads it."""
+    return int(json.loads(cluster.lab.hosts[1].read(f"{SHARED}/{term:020d}/manifest.json"))["revision"])
 
 
 def newest_copy_has(cluster: Cluster, domain: str) -> bool:
