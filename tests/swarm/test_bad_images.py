@@ -34,7 +34,11 @@ def deploy(cluster: Cluster, image: str) -> tuple[Command, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "reason"), [("exits", EXITS, "exit"), ("sick", NEVER_HEALTHY, "health")], ids=["exits", "sick"]
+    ("name", "lines", "reason"),
+    [
+        pytest.param("exits", EXITS, "this image is broken", id="exits", marks=pytest.mark.core),
+        pytest.param("sick", NEVER_HEALTHY, "health", id="sick"),
+    ],
 )
 def test_an_image_that_never_gets_up_fails_no_request(
     cluster: Cluster, name: str, lines: list[str], reason: str

@@ -1,10 +1,13 @@
 """site.yml: from three fresh hosts to HTTPS on each of them; again, and nothing changes; what was altered is mended."""
 
+import pytest
+
 from tests.support.labcluster import DOMAIN, Cluster
 from tests.support.load import Load
 from tests.support.wait import until
 
 
+@pytest.mark.core
 def test_fresh_hosts_serve_https_on_their_own_addresses_and_upstreams_see_the_client(cluster: Cluster) -> None:
     for host in cluster.lab.hosts:
         assert cluster.serves(host)
@@ -18,6 +21,7 @@ def test_fresh_hosts_serve_https_on_their_own_addresses_and_upstreams_see_the_cl
     assert seen <= {f"client {cluster.lab.network.gateway}", f"client {cluster.lab.network.client}"}
 
 
+@pytest.mark.core
 def test_the_second_run_changes_nothing(cluster: Cluster) -> None:
     again = cluster.play("site")
     assert again.code == 0, again.output[-4000:]
