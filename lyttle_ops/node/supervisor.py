@@ -40,11 +40,12 @@ class Child:
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.pid is not None
 
     @property
     def pid(self) -> int | None:
-        return self.process.pid if self.process is not None and self.running else None
+        process = self.process  # read once: the main thread sets it to None, others ask
+        return process.pid if process is not None and process.poll() is None else None
 
 
 class Supervisor:
@@ -71,10 +72,9 @@ class Supervisor:
         for child in children:
             if child.running or child.given_up:
                 continue
-            now = self._clock.monotonic()
             if child.process is not None:
-                self._note_exit(child, now)
-            elif now >= child.start_at:
+                self._note_exit(child)
+            elif self._clock.monotonic() >= child.start_at:
                 self._start(child)
 
     def renew(self, name: str) -> None:
@@ -118,9 +118,13 @@ class Supervisor:
                 errors="replace",
                 start_new_session=True,  # a Ctrl-C on the terminal is the supervisor's to handle
             )
-        except Exception as exc:
+        except (FileNotFoundError, PermissionError) as exc:  # it is not there, and waiting brings no program
             child.given_up = f"{child.name} cannot be started: {exc}"
             log.exception("%s", child.given_up)
+            return
+        except Exception as exc:  # a machine short of memory or processes may have some in a moment
+            log.exception("%s cannot be started", child.name)
+            self._count_exit(child, f"the error: {exc}")
             return
         log.info("%s started, pid %d", child.name, child.process.pid)
         if child.read_line and child.process.stderr:
@@ -128,11 +132,15 @@ class Supervisor:
                 target=_read_lines, args=(child.process.stderr, child.read_line), name=f"{child.name}-log", daemon=True
             ).start()
 
-    def _note_exit(self, child: Child, now: float) -> None:
+    def _note_exit(self, child: Child) -> None:
         assert child.process is not None
         code = child.process.returncode
-        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         child.process = None
+        self._count_exit(child, f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+
+    def _count_exit(self, child: Child, reason: str) -> None:
+        """Restart it after a pause that grows, or give it up."""
+        now = self._clock.monotonic()
         while child.exits and now - child.exits[0] > RESTART_WINDOW:
             child.exits.popleft()
         child.exits.append(now)

@@ -81,3 +81,38 @@ def test_a_program_that_is_missing_is_given_up_at_once(supervisor: Supervisor) -
     supervisor.tick()
     assert each.given_up
     assert "no such program" in each.given_up
+
+
+def test_a_start_that_fails_for_a_moment_is_tried_again(supervisor: Supervisor) -> None:
+    """As fork does on a machine that is short of memory or processes."""
+    errors: list[Exception] = [BlockingIOError("fork"), OSError("memory")]
+
+    def prepare() -> None:
+        if errors:
+            raise errors.pop()
+
+    each = child("import time; time.sleep(60)", prepare=prepare)
+    supervisor.add(each)
+    until(lambda: supervisor.tick() is None and each.running)
+    assert (errors, len(each.exits), each.given_up) == ([], 2, None)
+
+
+def test_a_start_that_always_fails_is_given_up_with_the_reason(supervisor: Supervisor) -> None:
+    def prepare() -> None:
+        raise OSError("no memory")
+
+    each = child("", prepare=prepare)
+    supervisor.add(each)
+    until(lambda: supervisor.tick() is None and each.given_up, timeout=30)
+    assert each.given_up == f"child ended {MOST_RESTARTS + 1} times within 5 minutes, last with the error: no memory"
+
+
+def test_a_child_may_end_while_another_thread_asks_whether_it_runs() -> None:
+    class Ended:
+        def poll(self) -> None:
+            each.process = None  # what the main thread does between two looks of another
+
+    each = child("")
+    each.process = Ended()
+    each.process.pid = 7
+    assert each.pid == 7
