@@ -224,3 +224,36 @@ def test_all_silent_takes_less_than_two_seconds(instance: Instance) -> None:
     report = healthcheck.examine(instance.run_dir)
     assert not report.healthy
     assert time.monotonic() - started < 1.8
+
+
+@pytest.mark.parametrize(
+    ("check", "code", "line"),
+    [
+        ("exit 0", 0, ""),
+        ("echo 'FAILED  app: it hangs'; exit 1", 1, "FAILED  app: it hangs\n"),
+        ("exit 2", 2, "FAILED  the check itself could not be run (code 2)\n"),
+        ("exit 127", 127, "FAILED  the check itself could not be run (code 127)\n"),
+        (
+            "exec sleep 30",
+            124,
+            "FAILED  the check itself did not end within 8 s: this machine's CPU is busy elsewhere\n",
+        ),
+        (
+            "kill -9 $$",
+            137,
+            "FAILED  the check itself was killed: out of memory, or it did not end when told after 8 s\n",
+        ),
+    ],
+)
+def test_a_check_that_cannot_be_made_says_why(tmp_path: Path, check: str, code: int, line: str) -> None:
+    for name, script in (("python3", check), ("timeout", 'shift 3; exec /usr/bin/timeout -k 1 2 "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["sh", Path(__file__).parents[2] / "healthcheck.sh"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (done.returncode, done.stdout) == (code, line)
