@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 PROBE_INTERVAL = 2.0  # seconds between looks at NGINX and the API
 GRACE = 25.0  # seconds in-flight requests get at SIGTERM; stop_grace_period is longer
+EXHAUSTED_PAUSE = 15.0  # seconds, for each unclean end, that a node which gives up waits before it does
+EXHAUSTED_LONGEST = 120.0  # seconds it waits at most
 DATABASE_PATIENCE = 120.0  # seconds a node with nothing to serve waits for PostgreSQL
 _DATABASE_PAUSES = (0.5, 1.0, 2.0, 5.0)
 
@@ -138,12 +140,17 @@ class Node:
         except OSError as exc:
             log.error("Restarts cannot be counted, STATE_DIR %s: %s", self._settings.state_dir, exc)
         if self._guard.exhausted and not self._guard.once_ready:
+            pause = min(EXHAUSTED_PAUSE * self._guard.count, EXHAUSTED_LONGEST)
             log.critical(
-                "This node ended uncleanly %d times within 5 minutes and was never ready: giving up. "
+                "This node ended uncleanly %d times within 5 minutes and was never ready: giving up in %.0f s. "
                 "See the reasons above in this log; %s/restart.count counts them",
-                self._guard.count, self._settings.state_dir,
+                self._guard.count, pause, self._settings.state_dir,
             )  # fmt: skip
             self._guard.end()  # a refusal is no restart
+            # Swarm starts the next one 10 s after this one's end, for ever.
+            deadline = self._clock.monotonic() + pause
+            while not self._signalled and self._clock.monotonic() < deadline:
+                self._wake.wait(0.2)
             return 1
         if not self._listeners.are_held:
             self._start_api()  # else with NGINX: what cannot serve takes no connection from one that can
