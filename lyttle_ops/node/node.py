@@ -115,6 +115,8 @@ class Node:
         self._supervisor = Supervisor(self._clock)
         self._status = StatusFile(self._folder.path)
         self._stopping = threading.Event()
+        self._ended = threading.Event()  # the programs have, after `_stopping`
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._wake = threading.Event()
         self._serving = False  # NGINX answered with the applied release at the last look
         # Held ports are another network's, and another task may answer there.
@@ -156,7 +158,7 @@ class Node:
             self._start_api()  # else with NGINX: what cannot serve takes no connection from one that can
         self._shared.start()
         threading.Thread(target=self._boot, name="boot", daemon=True).start()
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._watcher.start()
         while not self._stopping.is_set():
             self._supervisor.tick()
             self._check_children()
@@ -265,7 +267,9 @@ class Node:
         leaving = threading.Thread(target=self._leave, name="leave", daemon=True)
         leaving.start()
         self._supervisor.stop(GRACE)
+        self._ended.set()
         leaving.join(timeout=2.0)
+        self._watcher.join(timeout=5.0)  # or it would write into the folder that goes
         if self._exit_code == 0:
             self._guard.end()
         self._folder.remove()
@@ -386,14 +390,16 @@ class Node:
     # -- what this instance says about itself ----------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self._stopping.is_set():
+        while not self._ended.is_set():
             try:
-                self._look()
-                self._write_status()
-                self._schedule.mend()
+                if not self._stopping.is_set():
+                    self._look()
+                self._write_status()  # while it stops as well: requests in flight may take longer than it may be old
+                if not self._stopping.is_set():
+                    self._schedule.mend()
             except Exception:
                 log.exception("Status could not be written")
-            self._stopping.wait(PROBE_INTERVAL if self._state != "starting" else 0.1)
+            self._ended.wait(PROBE_INTERVAL if self._state != "starting" else 0.1)
 
     def _look(self) -> None:
         self._checks = {

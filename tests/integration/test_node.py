@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from lyttle_ops.db import Database
-from tests.support import loopback
+from tests.support import loopback, nginx
 from tests.support.node import PASSWORD, NodeProcess, add_proxy
 from tests.support.wait import until
 
@@ -102,6 +102,38 @@ def test_sigterm_finishes_the_request_in_flight_and_exits_0(
     assert answers == ["slow"]
     assert (one.folder / "state/restart.count").read_text().split() == ["0"]
     # Nothing of it is left on the machine.
+    assert list((one.folder / "run").iterdir()) == []
+
+
+def test_the_status_is_written_for_as_long_as_requests_are_in_flight(
+    node: Callable[..., NodeProcess], database_url: str
+) -> None:
+    """Or a node that drains for longer than a status may be old would be told that it hangs."""
+    asked, may_end = threading.Event(), threading.Event()
+
+    class Slow(nginx.Handler):
+        def do_GET(self) -> None:
+            asked.set()
+            may_end.wait(30)
+            self.answer(200, b"slow")
+
+    with nginx.upstream(Slow) as server:
+        host, port = server.server_address[:2]
+        add_proxy(database_url, "slow.example.test", f"http://{host!s}:{port}")
+        one = node().start()
+        until(one.ready, timeout=30)
+        with socket.create_connection(one.http.split(":"), timeout=40) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: slow.example.test\r\nConnection: close\r\n\r\n")
+            assert asked.wait(10)
+            assert one.process
+            one.process.send_signal(signal.SIGTERM)
+            until(lambda: one.status()["state"] == "stopping", 10)
+            began = one.status()["written_at"]
+            until(lambda: one.status()["written_at"] > began + 3, 10, "the status goes on being written")
+            may_end.set()
+            assert nginx.parse(nginx.receive(connection))[2] == b"slow"
+        assert one.wait() == 0
+    assert "Traceback" not in one.text()
     assert list((one.folder / "run").iterdir()) == []
 
 

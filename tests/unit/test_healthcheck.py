@@ -212,6 +212,18 @@ def test_failure_mode_waits_for_a_person_when_the_node_once_was_ready(instance: 
     )
 
 
+def test_a_node_that_stops_in_order_is_left_in_peace_while_it_says_so(instance: Instance) -> None:
+    # NGINX and the API close their sockets first and finish what is in flight.
+    (instance.folder / "api.sock").unlink()
+    (instance.folder / "nginx.sock").unlink()
+    instance.write(state="stopping")
+    assert instance.check() == (0, ["note    app: is stopping"])
+    instance.write(state="stopping", age=12)
+    assert instance.check() == (1, ["FAILED  app: hangs: its status is 12 s old"])
+    instance.write(state="stopping", once_ready=False, failure="no holder")
+    assert instance.check()[1][0] == "FAILED  app: is not ready but stopping: no holder"
+
+
 def test_failure_mode_of_a_new_version_that_never_was_ready_is_a_failure(instance: Instance) -> None:
     instance.write(state="failed", failure="api ended 6 times", once_ready=False)
     assert instance.check() == (1, ["FAILED  app: is not ready but failed: api ended 6 times"])
