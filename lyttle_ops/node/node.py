@@ -308,7 +308,14 @@ class Node:
     # -- children --------------------------------------------------------------------------------------
 
     def _start_api(self) -> None:
-        self._supervisor.add(api_child(str(self._instance_id), self._folder.path, self._listeners.for_api))
+        # While this node has held ports, clients of an API that is not there wait in a queue that nobody empties.
+        api = api_child(
+            str(self._instance_id),
+            self._folder.path,
+            self._listeners.for_api,
+            may_be_given_up=lambda: not (self._once_ready and self._listeners.for_api()),
+        )
+        self._supervisor.add(api)
 
     def _something_to_serve(self) -> None:
         """A release is there: NGINX can start, if it is the first."""

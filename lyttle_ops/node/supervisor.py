@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 MOST_RESTARTS = 5
 RESTART_WINDOW = 300.0  # seconds
-_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the 1st, 2nd … restart in the window
+_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 15.0, 30.0, 60.0)  # before the 1st, 2nd … restart in the window
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Child:
     exits: deque[float] = field(default_factory=deque)
     start_at: float = 0.0
     given_up: str | None = None  # why it is not restarted any more
+    may_be_given_up: Callable[[], bool] = lambda: True  # asked when that would be; else it is tried for ever
 
     @property
     def running(self) -> bool:
@@ -118,13 +119,13 @@ class Supervisor:
                 errors="replace",
                 start_new_session=True,  # a Ctrl-C on the terminal is the supervisor's to handle
             )
-        except (FileNotFoundError, PermissionError) as exc:  # it is not there, and waiting brings no program
-            child.given_up = f"{child.name} cannot be started: {exc}"
-            log.exception("%s", child.given_up)
-            return
-        except Exception as exc:  # a machine short of memory or processes may have some in a moment
+        except Exception as exc:
             log.exception("%s cannot be started", child.name)
-            self._count_exit(child, f"the error: {exc}")
+            # What is not there does not come by waiting; a machine short of memory or processes may have some soon.
+            if isinstance(exc, FileNotFoundError | PermissionError) and child.may_be_given_up():
+                child.given_up = f"{child.name} cannot be started: {exc}"
+            else:
+                self._count_exit(child, f"the error: {exc}")
             return
         log.info("%s started, pid %d", child.name, child.process.pid)
         if child.read_line and child.process.stderr:
@@ -144,7 +145,7 @@ class Supervisor:
         while child.exits and now - child.exits[0] > RESTART_WINDOW:
             child.exits.popleft()
         child.exits.append(now)
-        if len(child.exits) > MOST_RESTARTS:
+        if len(child.exits) > MOST_RESTARTS and child.may_be_given_up():
             child.given_up = f"{child.name} ended {len(child.exits)} times within 5 minutes, last with {reason}"
             log.error("%s; it is not restarted any more", child.given_up)
             return

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -116,3 +117,29 @@ def test_a_child_may_end_while_another_thread_asks_whether_it_runs() -> None:
     each.process = Ended()
     each.process.pid = 7
     assert each.pid == 7
+
+
+def test_a_child_that_must_not_be_given_up_is_tried_for_ever_with_pauses_up_to_a_minute() -> None:
+    class Clock(SystemClock):
+        at = 0.0
+
+        def monotonic(self) -> float:
+            return self.at
+
+    starts: list[float] = []
+
+    def prepare() -> None:
+        starts.append(clock.at)
+        raise FileNotFoundError("no such program")
+
+    clock = Clock()
+    supervisor = Supervisor(clock)
+    each = child("", prepare=prepare, may_be_given_up=lambda: False)
+    supervisor.add(each)
+    while clock.at < 3600:
+        supervisor.tick()
+        clock.at += 0.5
+    pauses = [later - earlier for earlier, later in pairwise(starts)]
+    assert each.given_up is None
+    assert max(pauses) == 60
+    assert len(starts) < 150
