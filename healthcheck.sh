@@ -2,8 +2,8 @@
 # The container's health check, for Docker, Swarm and people: docker exec CONTAINER healthcheck.sh [ports]
 #
 # Of a node, six checks of this task alone: app running, NGINX running, NGINX answering HTTP, NGINX configuration
-# valid, API ready, database reachable (a note once the node was ready: it serves without). Of `ports`: its holder
-# answers. A line each; exit code 1 when one failed.
+# valid, API ready, database reachable (both notes once the node was ready: it serves without). Of `ports`: its
+# holder answers. A line each; exit code 1 when one failed.
 case "${1:-node}" in
 node) check=node/healthcheck.py ;;
 ports) check=ports/healthcheck.py ;;

@@ -45,6 +45,8 @@ from lyttle_ops.settings import Settings
 log = logging.getLogger(__name__)
 
 PROBE_INTERVAL = 2.0  # seconds between looks at NGINX and the API
+API_LOOKS = 6  # looks at an API that runs and does not answer, after which it is started anew
+API_START = 60.0  # seconds it has from its start to its first answer
 GRACE = 25.0  # seconds in-flight requests get at SIGTERM; stop_grace_period is longer
 EXHAUSTED_PAUSE = 15.0  # seconds, for each unclean end, that a node which gives up waits before it does
 EXHAUSTED_LONGEST = 120.0  # seconds it waits at most
@@ -122,6 +124,7 @@ class Node:
         # Held ports are another network's, and another task may answer there.
         self._addresses = () if self._listeners.are_held else (*settings.http_listen, *settings.https_listen)
         self._checks: dict[str, dict[str, Any]] = {}
+        self._api_silent = 0  # looks in a row that the API has not answered
         self._database_health = checks.DatabaseHealth(self._clock)
         self._exit_code = 0
         self._signalled = False
@@ -162,6 +165,7 @@ class Node:
         while not self._stopping.is_set():
             self._supervisor.tick()
             self._check_children()
+            self._renew_silent_api()
             self._wake.wait(0.2)
             self._wake.clear()
             if self._signalled:
@@ -317,6 +321,14 @@ class Node:
         )
         self._supervisor.add(api)
 
+    def _renew_silent_api(self) -> None:
+        api = self._supervisor.child("api")
+        if api is None or not api.running or api.end_by is not None or self._api_silent < API_LOOKS:
+            return
+        if self._clock.monotonic() - api.started_at > API_START:
+            log.error("The API runs and does not answer; it is started anew: %s", self._checks["api"]["message"])
+            self._supervisor.renew("api")
+
     def _something_to_serve(self) -> None:
         """A release is there: NGINX can start, if it is the first."""
         self._status.write_domains(self._sync.domains)
@@ -415,6 +427,7 @@ class Node:
             "database": self._database_health.look(self._events.connected),
             "api": checks.look_at_api(self._folder.path / "api.sock"),
         }
+        self._api_silent = 0 if self._checks["api"]["ok"] else self._api_silent + 1
         serving = self._checks["nginx"]["ok"] and self._state not in ("failed", "stopping")
         if serving != self._serving:
             self._serving = serving

@@ -5,11 +5,13 @@ Children are started from the main thread only: they ask the kernel to end them 
 """
 
 import logging
+import os
 import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MOST_RESTARTS = 5
 RESTART_WINDOW = 300.0  # seconds
+RENEWAL = 30.0  # seconds a child that is renewed has to end; gunicorn gives requests in flight 20
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 15.0, 30.0, 60.0)  # before the 1st, 2nd … restart in the window
 
 
@@ -36,6 +39,8 @@ class Child:
     process: subprocess.Popen[str] | None = None
     exits: deque[float] = field(default_factory=deque)
     start_at: float = 0.0
+    started_at: float = 0.0
+    end_by: float | None = None  # told to end, by force from then on
     given_up: str | None = None  # why it is not restarted any more
     may_be_given_up: Callable[[], bool] = lambda: True  # asked when that would be; else it is tried for ever
 
@@ -50,7 +55,7 @@ class Child:
 
 
 class Supervisor:
-    """Keeps children running. `tick` and `stop` belong to the main thread, `add` may come from any."""
+    """Keeps children running. `tick`, `renew` and `stop` belong to the main thread, `add` may come from any."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -71,7 +76,10 @@ class Supervisor:
         with self._mutex:
             children = list(self._children.values())
         for child in children:
-            if child.running or child.given_up:
+            if child.running:
+                self._end_by_force(child)
+                continue
+            if child.given_up:
                 continue
             if child.process is not None:
                 self._note_exit(child)
@@ -79,9 +87,10 @@ class Supervisor:
                 self._start(child)
 
     def renew(self, name: str) -> None:
-        """End a child gracefully; the next tick starts it anew, with what its environment is then."""
+        """End a child gracefully, after RENEWAL by force; a tick starts it anew, with what its environment is then."""
         child = self.child(name)
-        if child is not None and child.process is not None and child.running:
+        if child is not None and child.process is not None and child.running and child.end_by is None:
+            child.end_by = self._clock.monotonic() + RENEWAL
             child.process.send_signal(child.graceful)
 
     def stop(self, grace: float) -> None:
@@ -127,11 +136,20 @@ class Supervisor:
             else:
                 self._count_exit(child, f"the error: {exc}")
             return
+        child.started_at, child.end_by = self._clock.monotonic(), None
         log.info("%s started, pid %d", child.name, child.process.pid)
         if child.read_line and child.process.stderr:
             threading.Thread(
                 target=_read_lines, args=(child.process.stderr, child.read_line), name=f"{child.name}-log", daemon=True
             ).start()
+
+    def _end_by_force(self, child: Child) -> None:
+        if child.process is not None and child.end_by is not None and self._clock.monotonic() > child.end_by:
+            log.warning("%s did not end within %.0f s; it is killed", child.name, RENEWAL)
+            child.end_by = None
+            # Its session is its own: with what it started, which would keep its sockets.
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
 
     def _note_exit(self, child: Child) -> None:
         assert child.process is not None

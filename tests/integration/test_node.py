@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import psutil
 import pytest
 import requests
 
@@ -135,6 +136,26 @@ def test_the_status_is_written_for_as_long_as_requests_are_in_flight(
         assert one.wait() == 0
     assert "Traceback" not in one.text()
     assert list((one.folder / "run").iterdir()) == []
+
+
+def test_an_api_that_hangs_is_started_anew_and_the_node_stays_ready(node: Callable[..., NodeProcess]) -> None:
+    one = node()
+    one.patch = "from lyttle_ops.node import node, supervisor; node.API_START = 5; supervisor.RENEWAL = 1"
+    one.start()
+    until(one.ready, timeout=30)
+    assert one.process
+    api = [
+        each
+        for each in psutil.Process(one.process.pid).children(recursive=True)
+        if "webapi.gunicorn_conf" in " ".join(each.cmdline())
+    ]
+    assert len(api) == 2  # gunicorn and its worker
+    for each in api:
+        each.suspend()
+    until(lambda: not any(each.is_running() for each in api), 60, "they are killed")
+    until(one.ready, 30, "another API answers")
+    assert "The API runs and does not answer; it is started anew" in one.text()
+    assert one.status()["state"] == "ready"
 
 
 def test_a_wrong_password_ends_an_instance_that_was_never_ready(

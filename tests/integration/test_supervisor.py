@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +144,23 @@ def test_a_child_that_must_not_be_given_up_is_tried_for_ever_with_pauses_up_to_a
     assert each.given_up is None
     assert max(pauses) == 60
     assert len(starts) < 150
+
+
+def test_a_child_that_does_not_end_when_it_is_renewed_is_killed_with_what_it_started(supervisor: Supervisor) -> None:
+    lines: list[str] = []
+    code = (
+        "import os,signal,sys,time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "worker = os.fork()\n"
+        "if worker: print(worker, file=sys.stderr)\n"
+        "time.sleep(60)\n"
+    )
+    each = child(code, read_line=lines.append)
+    supervisor.add(each)
+    until(lambda: supervisor.tick() is None and lines)
+    first, worker = each.pid, int(lines[0])
+    supervisor.renew("child")
+    supervisor.renew("child")  # again and again changes nothing
+    until(lambda: supervisor.tick() is None and each.pid not in (None, first))
+    until(lambda: not Path(f"/proc/{worker}").exists() or "\nState:\tZ" in Path(f"/proc/{worker}/status").read_text())
+    assert each.end_by is None

@@ -176,11 +176,25 @@ def test_a_refused_configuration_does_not_end_a_node_that_serves_the_last_good_o
     ]
 
 
-def test_an_api_that_is_gone_or_fails(instance: Instance) -> None:
+def test_an_api_that_does_not_answer_is_a_note_for_a_node_that_serves(instance: Instance) -> None:
+    # Clients with eight silent connections are enough for that, and NGINX must not be killed for it.
+    instance.api.silent.set()
+    suffix = "; NGINX serves on without it"
+    assert instance.check() == (0, [f"note    API: does not answer: silent for 0.7 s{suffix}"])
+    instance.api.silent.clear()
     instance.api.status = 500
-    assert instance.check() == (1, ["FAILED  API: does not answer: HTTP 500"])
+    assert instance.check() == (0, [f"note    API: does not answer: HTTP 500{suffix}"])
     (instance.folder / "api.sock").unlink()
-    assert instance.check() == (1, ["FAILED  API: does not answer: No such file or directory"])
+    assert instance.check() == (0, [f"note    API: does not answer: No such file or directory{suffix}"])
+
+
+def test_an_api_that_does_not_answer_fails_a_node_that_was_never_ready(instance: Instance) -> None:
+    instance.api.silent.set()
+    instance.write(state="starting", once_ready=False)
+    assert instance.check() == (
+        1,
+        ["FAILED  app: is not ready but starting", "FAILED  API: does not answer: silent for 0.7 s"],
+    )
 
 
 def test_postgresql_away_is_a_note_for_a_node_that_serves(instance: Instance) -> None:
@@ -207,7 +221,7 @@ def test_failure_mode_waits_for_a_person_when_the_node_once_was_ready(instance: 
         0,
         [
             "note    app: FAILURE MODE: api ended 6 times",
-            "note    API: does not answer: No such file or directory",
+            "note    API: does not answer: No such file or directory; NGINX serves on without it",
         ],
     )
 
