@@ -33,6 +33,7 @@ from lyttle_ops.node.desired import SnapshotFile
 from lyttle_ops.node.folder import InstanceFolder
 from lyttle_ops.node.issuing import Issuing
 from lyttle_ops.node.listeners import Listeners
+from lyttle_ops.node.mark import DatabaseMark
 from lyttle_ops.node.programs import api_child, nginx_child
 from lyttle_ops.node.restart import RestartGuard
 from lyttle_ops.node.schedule import Schedule
@@ -73,9 +74,11 @@ class Node:
         self._folder = InstanceFolder(settings.run_dir, short)
         self._guard = RestartGuard(settings.state_dir, self._instance_id, self._clock)
         name = f"lyttle/{short}"
-        self._database = Database(settings.database_url.get_secret_value(), name, size=4)
+        urls = [url.get_secret_value() for url in (settings.database_url, settings.database_migration_url) if url]
+        self._database = Database(urls[0], name, size=4)
         self._locks = Locks(self._database)
         self._keyring = Keyring(*settings.master_keys())
+        self._mark = DatabaseMark(settings.state_dir, self._keyring, urls)
         self._certificates = Certificates(
             self._database, self._keyring, self._locks, settings, settings.node_name, self._instance_id, self._clock
         )
@@ -128,7 +131,7 @@ class Node:
         self._database_health = checks.DatabaseHealth(self._clock)
         self._exit_code = 0
         self._signalled = False
-        self._misconfigured = False
+        self._misconfigured = False  # DATABASE_URL seems wrong (lyttle_ops.node.mark)
         self._once_ready = False  # this instance was, or one before it on this machine that died
 
     # -- life ------------------------------------------------------------------------------------------
@@ -209,13 +212,18 @@ class Node:
                 self._prepare_database()
                 # It applies and makes NGINX start; the sync thread proves it then.
                 self._sync.run_once()
+                self._remember_database()
                 break
             except DatabaseError as exc:
-                self._misconfigured = isinstance(exc, DatabaseMisconfigured)
+                # The error itself counts only on a machine where nothing has worked yet.
+                refused = isinstance(exc, DatabaseMisconfigured) and self._mark.changed is not False
+                self._misconfigured = refused or bool(self._mark.changed)
                 self._database_health.failed(exc)
                 log.warning("PostgreSQL at %s cannot be used: %s", self._database.address, exc)
+                if self._mark.changed and not tries:
+                    log.warning("DATABASE_URL or its CA was changed here: this node is not ready before it works")
                 served = served or self._serve_snapshot()
-                if not served and self._misconfigured:
+                if not served and refused:
                     raise
                 if not served and self._clock.monotonic() > deadline:
                     raise Fatal(
@@ -252,6 +260,12 @@ class Node:
             settings.admin_password.get_secret_value() if settings.admin_password else None,
             settings.state_dir / "admin-password",
         )
+
+    def _remember_database(self) -> None:
+        try:
+            self._mark.worked()
+        except OSError as exc:
+            log.error("That DATABASE_URL works could not be written to STATE_DIR: %s", exc)
 
     def _serve_snapshot(self) -> bool:
         served = False
@@ -436,7 +450,7 @@ class Node:
             else:
                 log.warning("This node cannot serve: %s", self._checks["nginx"]["message"])
             self._leadership.reconsider()
-        # Not with a wrong DATABASE_URL, though it serves what it served last: Swarm shall roll that back.
+        # Not with a DATABASE_URL that seems wrong, though it serves what it served last: Swarm shall roll that back.
         if self._state == "starting" and serving and self._checks["api"]["ok"] and not self._misconfigured:
             self._state = "ready"
             self._once_ready = True

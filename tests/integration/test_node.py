@@ -11,10 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 import requests
 
 from lyttle_ops.db import Database
+from lyttle_ops.local.postgres import PostgresServer
+from lyttle_ops.node import healthcheck
 from tests.support import loopback, nginx
 from tests.support.node import PASSWORD, NodeProcess, add_proxy
 from tests.support.wait import until
@@ -165,6 +168,58 @@ def test_a_wrong_password_ends_an_instance_that_was_never_ready(
     assert one.wait() == 1
     assert "password authentication failed" in one.text()
     assert database_url.split(":")[2].split("@")[0] not in one.text()
+
+
+def health(one: NodeProcess) -> tuple[bool, list[str]]:
+    """What the container's health check says, and its lines that are not ok."""
+    report = healthcheck.examine(one.folder / "run")
+    return report.healthy, [line for line in report.lines if not line.startswith("ok ")]
+
+
+@pytest.fixture
+def served_before(node: Callable[..., NodeProcess]) -> NodeProcess:
+    """A node that was ready, and ended in order."""
+    one = node().start()
+    until(one.ready, timeout=30)
+    until((one.folder / "state/desired.json").exists, 10)
+    one.stop()
+    return one
+
+
+def test_an_unchanged_database_url_that_is_refused_counts_as_away(
+    served_before: NodeProcess, database_url: str, postgres: PostgresServer
+) -> None:
+    name = database_url.rpartition("/")[2]
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} RENAME TO {name}_gone")
+        try:
+            served_before.start()
+            until(lambda: served_before.status()["state"] == "ready", 30, "it serves and is ready")
+            healthy, lines = health(served_before)
+            assert (healthy, len(lines)) == (True, 1)
+            assert "does not exist; NGINX serves on without it" in lines[0]
+        finally:
+            connection.execute(f"ALTER DATABASE {name}_gone RENAME TO {name}")
+    until(served_before.ready, timeout=30)
+
+
+def test_a_changed_database_url_that_never_worked_here_is_not_ready_whatever_the_error(
+    served_before: NodeProcess, database_url: str
+) -> None:
+    served_before.environment["DATABASE_URL"] = "postgresql://u:p@127.0.0.1:1/x"  # as a server that is down
+    served_before.start()
+    until(lambda: served_before.status()["checks"]["nginx"]["ok"], 30, "it serves")
+    until(lambda: served_before.status()["checks"]["api"]["ok"], 30, "the API answers")
+    time.sleep(3)  # looks of a node that would become ready
+    healthy, lines = health(served_before)
+    assert not healthy
+    assert lines[0] == "FAILED  app: is not ready but starting"
+    assert "DATABASE_URL or its CA was changed" in served_before.text()
+    served_before.stop()
+    # The right one again, and it is ready.
+    served_before.environment["DATABASE_URL"] = database_url
+    served_before.start()
+    until(served_before.ready, timeout=30)
 
 
 def test_another_master_key_than_the_clusters_is_refused(node: Callable[..., NodeProcess]) -> None:
