@@ -101,9 +101,10 @@ class Database:
         self._own_options = str(parameters.get("options") or "")
         self._parameters["options"] = f"{self._own_options} {_SERVER}".strip()
         self._pool: psycopg_pool.ConnectionPool[_Bounded] | None = None
+        self._refused: str | None = None  # why the pool's last try to connect failed; the pool itself only logs it
         if size:
             self._pool = psycopg_pool.ConnectionPool(
-                connection_class=_Bounded,
+                connection_class=self._remembering(),
                 kwargs={**self._parameters, "autocommit": True, "row_factory": dict_row},
                 min_size=0,
                 max_size=size,
@@ -127,8 +128,12 @@ class Database:
         """A pooled connection in autocommit mode. Raises the errors of lyttle_ops.db.errors."""
         if self._pool is None:
             raise RuntimeError("this Database has no pool")
-        with translated(self._secrets), self._pool.connection() as connection:
-            yield connection
+        with translated(self._secrets):
+            try:
+                with self._pool.connection() as connection:
+                    yield connection
+            except psycopg_pool.PoolTimeout as exc:
+                raise psycopg_pool.PoolTimeout(f"{exc}: {self._refused}" if self._refused else str(exc)) from exc
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -155,6 +160,23 @@ class Database:
         """Translate driver errors raised by work on a connection of `connect`."""
         with translated(self._secrets):
             yield
+
+    def _remembering(self) -> type[_Bounded]:
+        """Connections of the pool, which keep in `_refused` why the last one could not be made."""
+        database = self
+
+        class Remembering(_Bounded):
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    connection = super().connect(*args, **kwargs)
+                except psycopg.Error as exc:
+                    database._refused = str(exc).strip()
+                    raise
+                database._refused = None
+                return connection
+
+        return Remembering
 
     def close(self) -> None:
         if self._pool is not None:

@@ -74,9 +74,10 @@ class DatabaseHealth:
         self.error = None
 
     def failed(self, error: Exception) -> None:
+        text = " ".join(str(error).split())  # libpq's has lines; here it is part of one
         if self.error is None:
-            log.warning("PostgreSQL: %s", error)
-        self.error = str(error)
+            log.warning("PostgreSQL: %s", text)
+        self.error = text
 
     def look(self, listening: bool) -> Check:
         """`listening`: whether the session that listens for events lives."""

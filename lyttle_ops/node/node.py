@@ -33,6 +33,7 @@ from lyttle_ops.node.desired import SnapshotFile
 from lyttle_ops.node.folder import InstanceFolder
 from lyttle_ops.node.issuing import Issuing
 from lyttle_ops.node.listeners import Listeners
+from lyttle_ops.node.mark import DatabaseMark
 from lyttle_ops.node.programs import api_child, nginx_child
 from lyttle_ops.node.restart import RestartGuard
 from lyttle_ops.node.schedule import Schedule
@@ -45,7 +46,11 @@ from lyttle_ops.settings import Settings
 log = logging.getLogger(__name__)
 
 PROBE_INTERVAL = 2.0  # seconds between looks at NGINX and the API
+API_LOOKS = 6  # looks at an API that runs and does not answer, after which it is started anew
+API_START = 60.0  # seconds it has from its start to its first answer
 GRACE = 25.0  # seconds in-flight requests get at SIGTERM; stop_grace_period is longer
+EXHAUSTED_PAUSE = 15.0  # seconds, for each unclean end, that a node which gives up waits before it does
+EXHAUSTED_LONGEST = 120.0  # seconds it waits at most
 DATABASE_PATIENCE = 120.0  # seconds a node with nothing to serve waits for PostgreSQL
 _DATABASE_PAUSES = (0.5, 1.0, 2.0, 5.0)
 
@@ -69,9 +74,11 @@ class Node:
         self._folder = InstanceFolder(settings.run_dir, short)
         self._guard = RestartGuard(settings.state_dir, self._instance_id, self._clock)
         name = f"lyttle/{short}"
-        self._database = Database(settings.database_url.get_secret_value(), name, size=4)
+        urls = [url.get_secret_value() for url in (settings.database_url, settings.database_migration_url) if url]
+        self._database = Database(urls[0], name, size=4)
         self._locks = Locks(self._database)
         self._keyring = Keyring(*settings.master_keys())
+        self._mark = DatabaseMark(settings.state_dir, self._keyring, urls)
         self._certificates = Certificates(
             self._database, self._keyring, self._locks, settings, settings.node_name, self._instance_id, self._clock
         )
@@ -113,15 +120,18 @@ class Node:
         self._supervisor = Supervisor(self._clock)
         self._status = StatusFile(self._folder.path)
         self._stopping = threading.Event()
+        self._ended = threading.Event()  # the programs have, after `_stopping`
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._wake = threading.Event()
         self._serving = False  # NGINX answered with the applied release at the last look
         # Held ports are another network's, and another task may answer there.
         self._addresses = () if self._listeners.are_held else (*settings.http_listen, *settings.https_listen)
         self._checks: dict[str, dict[str, Any]] = {}
+        self._api_silent = 0  # looks in a row that the API has not answered
         self._database_health = checks.DatabaseHealth(self._clock)
         self._exit_code = 0
         self._signalled = False
-        self._misconfigured = False
+        self._misconfigured = False  # DATABASE_URL seems wrong (lyttle_ops.node.mark)
         self._once_ready = False  # this instance was, or one before it on this machine that died
 
     # -- life ------------------------------------------------------------------------------------------
@@ -138,21 +148,27 @@ class Node:
         except OSError as exc:
             log.error("Restarts cannot be counted, STATE_DIR %s: %s", self._settings.state_dir, exc)
         if self._guard.exhausted and not self._guard.once_ready:
+            pause = min(EXHAUSTED_PAUSE * self._guard.count, EXHAUSTED_LONGEST)
             log.critical(
-                "This node ended uncleanly %d times within 5 minutes and was never ready: giving up. "
+                "This node ended uncleanly %d times within 5 minutes and was never ready: giving up in %.0f s. "
                 "See the reasons above in this log; %s/restart.count counts them",
-                self._guard.count, self._settings.state_dir,
+                self._guard.count, pause, self._settings.state_dir,
             )  # fmt: skip
             self._guard.end()  # a refusal is no restart
+            # Swarm starts the next one 10 s after this one's end, for ever.
+            deadline = self._clock.monotonic() + pause
+            while not self._signalled and self._clock.monotonic() < deadline:
+                self._wake.wait(0.2)
             return 1
         if not self._listeners.are_held:
             self._start_api()  # else with NGINX: what cannot serve takes no connection from one that can
         self._shared.start()
         threading.Thread(target=self._boot, name="boot", daemon=True).start()
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._watcher.start()
         while not self._stopping.is_set():
             self._supervisor.tick()
             self._check_children()
+            self._renew_silent_api()
             self._wake.wait(0.2)
             self._wake.clear()
             if self._signalled:
@@ -196,13 +212,18 @@ class Node:
                 self._prepare_database()
                 # It applies and makes NGINX start; the sync thread proves it then.
                 self._sync.run_once()
+                self._remember_database()
                 break
             except DatabaseError as exc:
-                self._misconfigured = isinstance(exc, DatabaseMisconfigured)
+                # The error itself counts only on a machine where nothing has worked yet.
+                refused = isinstance(exc, DatabaseMisconfigured) and self._mark.changed is not False
+                self._misconfigured = refused or bool(self._mark.changed)
                 self._database_health.failed(exc)
                 log.warning("PostgreSQL at %s cannot be used: %s", self._database.address, exc)
+                if self._mark.changed and not tries:
+                    log.warning("DATABASE_URL or its CA was changed here: this node is not ready before it works")
                 served = served or self._serve_snapshot()
-                if not served and self._misconfigured:
+                if not served and refused:
                     raise
                 if not served and self._clock.monotonic() > deadline:
                     raise Fatal(
@@ -240,6 +261,12 @@ class Node:
             settings.state_dir / "admin-password",
         )
 
+    def _remember_database(self) -> None:
+        try:
+            self._mark.worked()
+        except OSError as exc:
+            log.error("That DATABASE_URL works could not be written to STATE_DIR: %s", exc)
+
     def _serve_snapshot(self) -> bool:
         served = False
         for desired, place in last_known(self._snapshot, self._shared):
@@ -258,7 +285,9 @@ class Node:
         leaving = threading.Thread(target=self._leave, name="leave", daemon=True)
         leaving.start()
         self._supervisor.stop(GRACE)
+        self._ended.set()
         leaving.join(timeout=2.0)
+        self._watcher.join(timeout=5.0)  # or it would write into the folder that goes
         if self._exit_code == 0:
             self._guard.end()
         self._folder.remove()
@@ -297,7 +326,22 @@ class Node:
     # -- children --------------------------------------------------------------------------------------
 
     def _start_api(self) -> None:
-        self._supervisor.add(api_child(str(self._instance_id), self._folder.path, self._listeners.for_api))
+        # While this node has held ports, clients of an API that is not there wait in a queue that nobody empties.
+        api = api_child(
+            str(self._instance_id),
+            self._folder.path,
+            self._listeners.for_api,
+            may_be_given_up=lambda: not (self._once_ready and self._listeners.for_api()),
+        )
+        self._supervisor.add(api)
+
+    def _renew_silent_api(self) -> None:
+        api = self._supervisor.child("api")
+        if api is None or not api.running or api.end_by is not None or self._api_silent < API_LOOKS:
+            return
+        if self._clock.monotonic() - api.started_at > API_START:
+            log.error("The API runs and does not answer; it is started anew: %s", self._checks["api"]["message"])
+            self._supervisor.renew("api")
 
     def _something_to_serve(self) -> None:
         """A release is there: NGINX can start, if it is the first."""
@@ -379,14 +423,16 @@ class Node:
     # -- what this instance says about itself ----------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self._stopping.is_set():
+        while not self._ended.is_set():
             try:
-                self._look()
-                self._write_status()
-                self._schedule.mend()
+                if not self._stopping.is_set():
+                    self._look()
+                self._write_status()  # while it stops as well: requests in flight may take longer than it may be old
+                if not self._stopping.is_set():
+                    self._schedule.mend()
             except Exception:
                 log.exception("Status could not be written")
-            self._stopping.wait(PROBE_INTERVAL if self._state != "starting" else 0.1)
+            self._ended.wait(PROBE_INTERVAL if self._state != "starting" else 0.1)
 
     def _look(self) -> None:
         self._checks = {
@@ -395,6 +441,7 @@ class Node:
             "database": self._database_health.look(self._events.connected),
             "api": checks.look_at_api(self._folder.path / "api.sock"),
         }
+        self._api_silent = 0 if self._checks["api"]["ok"] else self._api_silent + 1
         serving = self._checks["nginx"]["ok"] and self._state not in ("failed", "stopping")
         if serving != self._serving:
             self._serving = serving
@@ -403,7 +450,7 @@ class Node:
             else:
                 log.warning("This node cannot serve: %s", self._checks["nginx"]["message"])
             self._leadership.reconsider()
-        # Not with a wrong DATABASE_URL, though it serves what it served last: Swarm shall roll that back.
+        # Not with a DATABASE_URL that seems wrong, though it serves what it served last: Swarm shall roll that back.
         if self._state == "starting" and serving and self._checks["api"]["ok"] and not self._misconfigured:
             self._state = "ready"
             self._once_ready = True

@@ -14,7 +14,9 @@ from lyttle_ops.node.supervisor import Child
 _nginx_log = logging.getLogger("nginx")
 
 
-def api_child(instance_id: str, folder: Path, sockets: Callable[[], tuple[int, ...]]) -> Child:
+def api_child(
+    instance_id: str, folder: Path, sockets: Callable[[], tuple[int, ...]], may_be_given_up: Callable[[], bool]
+) -> Child:
     """gunicorn, with `sockets` (one or none) instead of a port of its own where LISTEN is held."""
 
     def environment() -> dict[str, str]:
@@ -26,7 +28,7 @@ def api_child(instance_id: str, folder: Path, sockets: Callable[[], tuple[int, .
         }
 
     command = [sys.executable, "-m", "gunicorn", "-c", "python:webapi.gunicorn_conf", "webapi.app:create_app()"]
-    return Child("api", lambda: command, environment, descriptors=sockets)
+    return Child("api", lambda: command, environment, descriptors=sockets, may_be_given_up=may_be_given_up)
 
 
 def nginx_child(nginx: NGINX, sockets: Callable[[], tuple[int, ...]]) -> Child:

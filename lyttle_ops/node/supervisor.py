@@ -5,11 +5,13 @@ Children are started from the main thread only: they ask the kernel to end them 
 """
 
 import logging
+import os
 import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -19,7 +21,8 @@ log = logging.getLogger(__name__)
 
 MOST_RESTARTS = 5
 RESTART_WINDOW = 300.0  # seconds
-_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0)  # before the 1st, 2nd … restart in the window
+RENEWAL = 30.0  # seconds a child that is renewed has to end; gunicorn gives requests in flight 20
+_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 15.0, 30.0, 60.0)  # before the 1st, 2nd … restart in the window
 
 
 @dataclass
@@ -36,19 +39,23 @@ class Child:
     process: subprocess.Popen[str] | None = None
     exits: deque[float] = field(default_factory=deque)
     start_at: float = 0.0
+    started_at: float = 0.0
+    end_by: float | None = None  # told to end, by force from then on
     given_up: str | None = None  # why it is not restarted any more
+    may_be_given_up: Callable[[], bool] = lambda: True  # asked when that would be; else it is tried for ever
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.pid is not None
 
     @property
     def pid(self) -> int | None:
-        return self.process.pid if self.process is not None and self.running else None
+        process = self.process  # read once: the main thread sets it to None, others ask
+        return process.pid if process is not None and process.poll() is None else None
 
 
 class Supervisor:
-    """Keeps children running. `tick` and `stop` belong to the main thread, `add` may come from any."""
+    """Keeps children running. `tick`, `renew` and `stop` belong to the main thread, `add` may come from any."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -69,18 +76,21 @@ class Supervisor:
         with self._mutex:
             children = list(self._children.values())
         for child in children:
-            if child.running or child.given_up:
+            if child.running:
+                self._end_by_force(child)
                 continue
-            now = self._clock.monotonic()
+            if child.given_up:
+                continue
             if child.process is not None:
-                self._note_exit(child, now)
-            elif now >= child.start_at:
+                self._note_exit(child)
+            elif self._clock.monotonic() >= child.start_at:
                 self._start(child)
 
     def renew(self, name: str) -> None:
-        """End a child gracefully; the next tick starts it anew, with what its environment is then."""
+        """End a child gracefully, after RENEWAL by force; a tick starts it anew, with what its environment is then."""
         child = self.child(name)
-        if child is not None and child.process is not None and child.running:
+        if child is not None and child.process is not None and child.running and child.end_by is None:
+            child.end_by = self._clock.monotonic() + RENEWAL
             child.process.send_signal(child.graceful)
 
     def stop(self, grace: float) -> None:
@@ -119,24 +129,41 @@ class Supervisor:
                 start_new_session=True,  # a Ctrl-C on the terminal is the supervisor's to handle
             )
         except Exception as exc:
-            child.given_up = f"{child.name} cannot be started: {exc}"
-            log.exception("%s", child.given_up)
+            log.exception("%s cannot be started", child.name)
+            # What is not there does not come by waiting; a machine short of memory or processes may have some soon.
+            if isinstance(exc, FileNotFoundError | PermissionError) and child.may_be_given_up():
+                child.given_up = f"{child.name} cannot be started: {exc}"
+            else:
+                self._count_exit(child, f"the error: {exc}")
             return
+        child.started_at, child.end_by = self._clock.monotonic(), None
         log.info("%s started, pid %d", child.name, child.process.pid)
         if child.read_line and child.process.stderr:
             threading.Thread(
                 target=_read_lines, args=(child.process.stderr, child.read_line), name=f"{child.name}-log", daemon=True
             ).start()
 
-    def _note_exit(self, child: Child, now: float) -> None:
+    def _end_by_force(self, child: Child) -> None:
+        if child.process is not None and child.end_by is not None and self._clock.monotonic() > child.end_by:
+            log.warning("%s did not end within %.0f s; it is killed", child.name, RENEWAL)
+            child.end_by = None
+            # Its session is its own: with what it started, which would keep its sockets.
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+
+    def _note_exit(self, child: Child) -> None:
         assert child.process is not None
         code = child.process.returncode
-        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         child.process = None
+        self._count_exit(child, f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+
+    def _count_exit(self, child: Child, reason: str) -> None:
+        """Restart it after a pause that grows, or give it up."""
+        now = self._clock.monotonic()
         while child.exits and now - child.exits[0] > RESTART_WINDOW:
             child.exits.popleft()
         child.exits.append(now)
-        if len(child.exits) > MOST_RESTARTS:
+        if len(child.exits) > MOST_RESTARTS and child.may_be_given_up():
             child.given_up = f"{child.name} ended {len(child.exits)} times within 5 minutes, last with {reason}"
             log.error("%s; it is not restarted any more", child.given_up)
             return

@@ -45,3 +45,24 @@ def test_a_session_that_ended_while_pooled_costs_no_statement(database: Database
     with database.connection() as connection:
         assert connection.info.backend_pid != ended
         connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://u:s3cret@127.0.0.1:1/x", "Connection refused"),
+        ("postgresql://u:s3cret@none.invalid/x", "none.invalid"),
+        ("{url}?sslmode=require", "SSL"),
+    ],
+)
+def test_a_pool_without_a_connection_says_why_there_is_none(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, url: str, reason: str
+) -> None:
+    monkeypatch.setattr(connections, "CONNECT_TIMEOUT", 2)
+    database = Database(url.format(url=database_url), "test", size=1)
+    try:
+        with pytest.raises(DatabaseUnavailable, match=reason) as caught, database.connection():
+            pass
+        assert "s3cret" not in str(caught.value)
+    finally:
+        database.close()

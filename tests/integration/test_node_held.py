@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -219,3 +220,21 @@ def test_a_node_whose_nginx_was_given_up_lets_clients_be_refused_until_the_next_
     assert "nginx ended 6 times" in node.status()["failure"]
     wait_ready(task("t2"))
     assert [who(machine)(address) for address in plain(machine)] == ["t2", "t2", "api"]
+
+
+def test_an_api_that_keeps_dying_is_tried_for_ever_since_its_port_stays_open(
+    machine: Machine, task: Callable[..., NodeProcess]
+) -> None:
+    def kill_api() -> None:
+        assert node.process
+        for each in psutil.Process(node.process.pid).children():
+            with suppress(psutil.Error):  # it has ended just now
+                if "webapi.gunicorn_conf" in " ".join(each.cmdline()):
+                    each.kill()
+
+    machine.holder()
+    node = task("t1")
+    wait_ready(node)
+    until(lambda: kill_api() or "api ended with signal SIGKILL; restart 6 in 15.0 s" in node.text(), START, every=0.1)
+    until(lambda: who(machine)(machine.api) == "api", START, "the API is back")
+    assert state(node) == "ready"

@@ -3,14 +3,15 @@
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from lyttle_ops.ports import protocol
+from lyttle_ops.ports.holder import BACKLOG, _open_listener
 from lyttle_ops.ports.protocol import LEASE
 from tests.support import loopback, ports
 from tests.support.ports import Clients, Machine, ask
@@ -39,15 +40,17 @@ def test_a_node_serves_what_the_holder_bound_over_both_families(machine: Machine
     assert [ask(address) for address in machine.addresses] == ["n1"] * 4
 
 
-def test_the_queue_is_long_and_ipv6_is_apart(machine: Machine) -> None:
-    machine.holder()
-    machine.borrower("n1").says("serving")
-    listening = {(each.laddr.ip, each.laddr.port) for each in psutil.net_connections("tcp") if each.status == "LISTEN"}
-    host, port = protocol.split(machine.http6)
-    assert (host, port) in listening
-    with socket.socket() as other:  # V6ONLY: IPv4 on the same port is free
-        other.bind((loopback.address(), port))
-        other.listen()
+def test_the_queue_is_long_and_ipv6_is_apart() -> None:
+    port = ports.port6()
+    opened = [_open_listener(protocol.listener("http", f"{host}:{port}")) for host in ("[::]", "0.0.0.0")]
+    try:
+        longest = min(BACKLOG, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+        for each in opened:
+            assert each is not None  # V6ONLY: else [::] has IPv4 on that port as well
+            # Of a listening socket tcpi_sacked is the longest its queue may get (tcp_diag; `ss -ltn` calls it Send-Q).
+            assert struct.unpack_from("I", each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0] == longest
+    finally:
+        protocol.close(each for each in opened if each is not None)
 
 
 def test_the_holder_keeps_one_capability_and_no_group(machine: Machine) -> None:

@@ -44,12 +44,13 @@ class NodeProcess:
             "ADMIN_PASSWORD": PASSWORD,
             **settings,
         }
+        self.patch = "pass"  # Python that its process runs first
         self.output: list[str] = []
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> "NodeProcess":
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lyttle_ops.cli", "node"],
+            [sys.executable, "-c", f"from lyttle_ops import cli; {self.patch}; cli.main()", "node"],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -176,11 +176,25 @@ def test_a_refused_configuration_does_not_end_a_node_that_serves_the_last_good_o
     ]
 
 
-def test_an_api_that_is_gone_or_fails(instance: Instance) -> None:
+def test_an_api_that_does_not_answer_is_a_note_for_a_node_that_serves(instance: Instance) -> None:
+    # Clients with eight silent connections are enough for that, and NGINX must not be killed for it.
+    instance.api.silent.set()
+    suffix = "; NGINX serves on without it"
+    assert instance.check() == (0, [f"note    API: does not answer: silent for 0.7 s{suffix}"])
+    instance.api.silent.clear()
     instance.api.status = 500
-    assert instance.check() == (1, ["FAILED  API: does not answer: HTTP 500"])
+    assert instance.check() == (0, [f"note    API: does not answer: HTTP 500{suffix}"])
     (instance.folder / "api.sock").unlink()
-    assert instance.check() == (1, ["FAILED  API: does not answer: No such file or directory"])
+    assert instance.check() == (0, [f"note    API: does not answer: No such file or directory{suffix}"])
+
+
+def test_an_api_that_does_not_answer_fails_a_node_that_was_never_ready(instance: Instance) -> None:
+    instance.api.silent.set()
+    instance.write(state="starting", once_ready=False)
+    assert instance.check() == (
+        1,
+        ["FAILED  app: is not ready but starting", "FAILED  API: does not answer: silent for 0.7 s"],
+    )
 
 
 def test_postgresql_away_is_a_note_for_a_node_that_serves(instance: Instance) -> None:
@@ -207,9 +221,21 @@ def test_failure_mode_waits_for_a_person_when_the_node_once_was_ready(instance: 
         0,
         [
             "note    app: FAILURE MODE: api ended 6 times",
-            "note    API: does not answer: No such file or directory",
+            "note    API: does not answer: No such file or directory; NGINX serves on without it",
         ],
     )
+
+
+def test_a_node_that_stops_in_order_is_left_in_peace_while_it_says_so(instance: Instance) -> None:
+    # NGINX and the API close their sockets first and finish what is in flight.
+    (instance.folder / "api.sock").unlink()
+    (instance.folder / "nginx.sock").unlink()
+    instance.write(state="stopping")
+    assert instance.check() == (0, ["note    app: is stopping"])
+    instance.write(state="stopping", age=12)
+    assert instance.check() == (1, ["FAILED  app: hangs: its status is 12 s old"])
+    instance.write(state="stopping", once_ready=False, failure="no holder")
+    assert instance.check()[1][0] == "FAILED  app: is not ready but stopping: no holder"
 
 
 def test_failure_mode_of_a_new_version_that_never_was_ready_is_a_failure(instance: Instance) -> None:
@@ -224,3 +250,36 @@ def test_all_silent_takes_less_than_two_seconds(instance: Instance) -> None:
     report = healthcheck.examine(instance.run_dir)
     assert not report.healthy
     assert time.monotonic() - started < 1.8
+
+
+@pytest.mark.parametrize(
+    ("check", "code", "line"),
+    [
+        ("exit 0", 0, ""),
+        ("echo 'FAILED  app: it hangs'; exit 1", 1, "FAILED  app: it hangs\n"),
+        ("exit 2", 2, "FAILED  the check itself could not be run (code 2)\n"),
+        ("exit 127", 127, "FAILED  the check itself could not be run (code 127)\n"),
+        (
+            "exec sleep 30",
+            124,
+            "FAILED  the check itself did not end within 8 s: this machine's CPU is busy elsewhere\n",
+        ),
+        (
+            "kill -9 $$",
+            137,
+            "FAILED  the check itself was killed: out of memory, or it did not end when told after 8 s\n",
+        ),
+    ],
+)
+def test_a_check_that_cannot_be_made_says_why(tmp_path: Path, check: str, code: int, line: str) -> None:
+    for name, script in (("python3", check), ("timeout", 'shift 3; exec /usr/bin/timeout -k 1 2 "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["sh", Path(__file__).parents[2] / "healthcheck.sh"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (done.returncode, done.stdout) == (code, line)

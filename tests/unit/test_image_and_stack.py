@@ -1,5 +1,6 @@
 """Dockerfile, stack and wheel agree with the code and with each other."""
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from lyttle_ops.node import healthcheck, node
 from lyttle_ops.settings import PortsSettings, Settings
 
 ROOT = Path(__file__).parents[2]
+STACK = (ROOT / "docker-compose.swarm.yml").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USER = 7443
@@ -34,9 +36,8 @@ def stack() -> dict[str, Any]:
             return f"the {name}"
         return default
 
-    text = (ROOT / "docker-compose.swarm.yml").read_text()
     # Values only: Docker interpolates no comments and no keys.
-    text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    text = "\n".join(line for line in STACK.splitlines() if not line.lstrip().startswith("#"))
     text = re.sub(r"\$\{([A-Z_]+)(:?[-?])?([^}]*)\}", value, text)
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
@@ -60,13 +61,48 @@ def variables_of(stack: dict[str, Any], service: str) -> set[str]:
     return {name if name in known else name.removesuffix("_FILE") for name in names}
 
 
+def test_every_variable_of_the_stack_stands_in_the_example_environment_with_its_default() -> None:
+    text = "\n".join(line for line in STACK.splitlines() if not line.lstrip().startswith("#"))
+    shown = example()
+    variables = re.findall(r"\$\{([A-Z_]+)(:?[-?])?([^}]*)\}", text)
+    assert {name for name, _, _ in variables} <= shown.keys()
+    # An empty default is the node's own, and the shared folder's is another one in the stack.
+    defaults = {name: value for name, operator, value in variables if operator == ":-" and value}
+    assert {name: shown[name] for name in defaults} == defaults
+    # What may hold characters of the shell is a secret.
+    assert not {name for name, _, _ in variables} & {name.upper() for name in secrets_of_a_node()}
+
+
+def test_the_example_environment_means_the_same_to_docker_and_to_the_shell(tmp_path: Path) -> None:
+    """`docker run --env-file` takes each value as it stands; the stack's file is sourced."""
+    values = {
+        **example(),
+        "LYTTLE_IMAGE": "registry.example.com:5000/lyttle-ops:0.1.0@sha256:0a",
+        "ACME_EMAIL": "o+x@y.example",
+    }
+    file = tmp_path / "stack.env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    shown = f'{sys.executable} -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    done = subprocess.run(
+        ["sh", "-euc", f"set -a; . ./stack.env; set +a; {shown}"], cwd=tmp_path, env={}, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    sourced = json.loads(done.stdout)
+    assert {name: sourced.get(name) for name in values} == values
+
+
+def example() -> dict[str, str]:
+    """Every variable of .env.example with the value it shows, commented or not."""
+    return dict(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+
+def secrets_of_a_node() -> set[str]:
+    return {name for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)}
+
+
 def test_secrets_are_files_of_the_nodes_user_and_never_in_an_environment(stack: dict[str, Any]) -> None:
     service = stack["services"]["lyttlenginx"]
-    secrets = {
-        name.upper()
-        for name, field in Settings.model_fields.items()
-        if "Secret" in str(field.annotation) and name.upper() not in NOT_IN_THE_STACK
-    }
+    secrets = {name.upper() for name in secrets_of_a_node()} - NOT_IN_THE_STACK
     for name in secrets:
         assert name not in service["environment"]
         assert service["environment"][f"{name}_FILE"] == f"/run/secrets/{name.lower()}"

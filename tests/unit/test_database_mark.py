@@ -1,0 +1,55 @@
+"""Whether the database configuration is the one that last worked here."""
+
+from pathlib import Path
+
+import pytest
+
+from lyttle_ops.certificates.encryption import Keyring
+from lyttle_ops.node.mark import DatabaseMark
+
+OLD, NEW = bytes(range(32)), bytes(32)
+PASSWORD = "s3cret"
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    file = tmp_path / "ca.pem"
+    file.write_text("a root")
+    return file
+
+
+def mark(
+    folder: Path, roots: Path, host: str = "db", keyring: Keyring | None = None, owner: str = "owner"
+) -> DatabaseMark:
+    url = f"postgresql://app:{PASSWORD}@{host}:5432/x?sslmode=verify-full&sslrootcert={roots}"
+    return DatabaseMark(folder, keyring or Keyring(OLD), [url, f"postgresql://{owner}:{PASSWORD}@{host}/x"])
+
+
+def test_what_worked_is_known_again_and_every_change_is_seen(tmp_path: Path, roots: Path) -> None:
+    assert mark(tmp_path, roots).changed is None
+    mark(tmp_path, roots).worked()
+    assert mark(tmp_path, roots).changed is False
+    assert mark(tmp_path, roots, host="elsewhere").changed is True
+    assert mark(tmp_path, roots, owner="other").changed is True
+    roots.write_text("another root")
+    assert mark(tmp_path, roots).changed is True
+    roots.unlink()
+    assert mark(tmp_path, roots).changed is True
+
+
+def test_it_survives_the_change_of_the_master_key_and_tells_nobody_the_password(tmp_path: Path, roots: Path) -> None:
+    mark(tmp_path, roots).worked()
+    (file,) = tmp_path.glob("*.mark")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert PASSWORD not in file.read_text()
+    both = mark(tmp_path, roots, keyring=Keyring(NEW, OLD))
+    assert both.changed is False
+    both.worked()
+    assert mark(tmp_path, roots, keyring=Keyring(NEW)).changed is False
+    assert mark(tmp_path, roots, keyring=Keyring(OLD)).changed is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\0"])
+def test_a_damaged_mark_is_none(tmp_path: Path, roots: Path, text: str) -> None:
+    (tmp_path / "database.mark").write_text(text)
+    assert mark(tmp_path, roots).changed is None
