@@ -103,7 +103,7 @@ def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: st
             ),
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=90,
             check=False,
         )
     names = [each["Spec"]["Name"] for each in configs.kept.values()]
