@@ -1,6 +1,7 @@
 """`lyttle-ops status`: the nodes, what each runs, who leads, the certificates, drift from the last release."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -35,7 +36,7 @@ def status(session: Operator) -> int:
     if certificates:
         click.echo()
         print_columns(("certificate", "until (UTC)", "stage", "installed"), map(_certificate, certificates))
-    wrong = _wrong(result, service, nodes)
+    wrong = _wrong(result, service, nodes, datetime.now(UTC))
     if lock := result.get("lock"):
         reason = f" ({lock['reason']})" if lock.get("reason") else ""
         click.echo(f"\nlock     {text(lock.get('owner'))}{reason}, until {text(lock.get('expires_at'))}")
@@ -65,18 +66,18 @@ def _node(node: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def _certificate(certificate: Mapping[str, Any]) -> tuple[Cell, ...]:
-    domains = certificate.get("domains") or ()
-    names = domains if isinstance(domains, str) else ", ".join(domains)
     installed, nodes = certificate.get("installed"), certificate.get("nodes")
     return (
-        names,
+        _names(certificate),
         text(certificate.get("not_after"))[:16].replace("T", " "),
         text(certificate.get("stage")),
         (f"{text(installed)} of {text(nodes)}", GOOD if installed == nodes else DOUBTFUL),
     )
 
 
-def _wrong(result: Mapping[str, Any], service: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _wrong(
+    result: Mapping[str, Any], service: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], now: datetime
+) -> list[str]:
     """What a person has to look after, one sentence each."""
     everywhere = service.get("replicas") is None  # global mode: one on each node
     found = [problem for node in nodes for problem in _problems(node, everywhere)]
@@ -92,7 +93,26 @@ def _wrong(result: Mapping[str, Any], service: Mapping[str, Any], nodes: Sequenc
             found.append(f"{each['hostname']}: the holder of the ports does not run: {said}")
     if not result.get("leader"):
         found.append("nobody leads: PostgreSQL is away, or no node is ready")
+    for certificate in result.get("certificates") or ():
+        found += _not_served(certificate, now)
     return found + [f"drift: {each}" for each in result.get("drift") or ()]
+
+
+def _not_served(certificate: Mapping[str, Any], now: datetime) -> list[str]:
+    """Why a certificate protects nobody. One that is simply being issued is no problem."""
+    names, until = _names(certificate), certificate.get("not_after")
+    if until:
+        expired = datetime.fromisoformat(until) < now
+        return [f"{names}: the certificate expired at {until}: /certificates of the API says why"] if expired else []
+    if said := certificate.get("last_error"):
+        return [f"{names}: no certificate was issued: {said}"]
+    failed = "failed" in text(certificate.get("stage"))
+    return [f"{names}: no certificate was issued: {certificate['stage']}"] if failed else []
+
+
+def _names(certificate: Mapping[str, Any]) -> str:
+    domains = certificate.get("domains") or ()
+    return domains if isinstance(domains, str) else ", ".join(domains)
 
 
 def _problems(node: Mapping[str, Any], everywhere: bool) -> list[str]:

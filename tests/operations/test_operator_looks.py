@@ -32,10 +32,14 @@ def told(nodes: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     ports = [{"hostname": each["hostname"], "task_state": "running", "error": ""} for each in nodes]
     return {
         "service": SERVICE, "nodes": nodes, "ports": ports, "leader": "n1", "lock": None, "drift": [],
-        "certificates": [{"domains": ["a.test", "b.test"], "not_after": "2027-01-02T03:04:05Z",
+        "certificates": [{"domains": ["a.test", "b.test"], "not_after": "2999-01-02T03:04:05Z",
                           "stage": "served on all nodes", "installed": 2, "nodes": 2}],
         **changes,
     }  # fmt: skip
+
+
+def certificate(domain: str, not_after: str | None, stage: str, **changes: Any) -> dict[str, Any]:
+    return {"domains": [domain], "not_after": not_after, "stage": stage, "installed": 0, "nodes": 5, **changes}
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def test_a_cluster_in_order_is_a_table_and_exit_code_0(work: Checkout) -> None:
         "n2    192.0.2.1  manager  ready  1.2.3    running  yes    0123456789  4",
         "",
         "certificate     until (UTC)       stage                installed",
-        "a.test, b.test  2027-01-02 03:04  served on all nodes  2 of 2",
+        "a.test, b.test  2999-01-02 03:04  served on all nodes  2 of 2",
     ]
 
 
@@ -72,18 +76,27 @@ def test_each_thing_that_is_wrong_is_a_sentence_and_the_exit_code_1(work: Checko
         ],
         leader=None,
         drift=["the service runs another image: changed by hand"],
+        certificates=[
+            certificate("a.test", "2020-01-02T03:04:05Z", "served on all nodes"),
+            certificate("b.test", None, "not issued yet", last_error="CAA record forbids issuance"),
+            certificate("c.test", None, "failed 3 times"),
+            certificate("d.test", None, "not issued yet"),  # in progress
+        ],
         lock={"owner": "ann@desk", "reason": "new release", "expires_at": "2027-01-01T00:00:00Z"},
     )
     work.playbook("status", [tell(result=result)])
     done = work.run("status")
     assert done.returncode == 1
     assert "lock     ann@desk (new release), until 2027-01-01T00:00:00Z" in done.stdout
-    assert done.stdout.splitlines()[-6:] == [
+    assert done.stdout.splitlines()[-9:] == [
         "n1: PostgreSQL cannot be used from there",
         "n2: the Swarm says down: is the machine on, does Docker run there?",
         "n3: no running task: task: non-zero exit (1)",
         "n4: it cannot be reached by ssh, so what its node says is unknown",
         "nobody leads: PostgreSQL is away, or no node is ready",
+        "a.test: the certificate expired at 2020-01-02T03:04:05Z: /certificates of the API says why",
+        "b.test: no certificate was issued: CAA record forbids issuance",
+        "c.test: no certificate was issued: failed 3 times",
         "drift: the service runs another image: changed by hand",
     ]
     done = work.run("status", "--json")

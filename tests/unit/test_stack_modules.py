@@ -12,6 +12,7 @@ import pytest
 
 from lyttle_ops.deploy.owner import owner
 from tests.support import modules
+from tests.support.fake_engine import Configs, fake_engine
 
 release, lock, secrets, image = (modules.load(f"lyttle_{name}") for name in ("release", "lock", "secrets", "image"))
 engine, tasks = modules.load("lyttle_engine"), modules.load("lyttle_tasks")
@@ -95,6 +96,30 @@ def test_a_lock_is_dead_when_its_process_on_this_machine_is_gone_and_never_judge
     assert not lock.is_dead({**held, "owner": "somebody@its-clone"})
     assert not lock.is_dead({**held, "pid_namespace": "pid:[1]"})
     assert not lock.is_dead({**held, "pid": 0})
+
+
+def test_a_lock_that_another_machine_holds_is_refused_until_it_expires_and_then_taken_over(tmp_path: Path) -> None:
+    ann = {"owner": "ann@desk", "host": "another-machine", "pid": 7, "start_time": "boot:1"}
+    options = {"name": "lyttlenginx_deploy_lock", "reason": "1.2.3", "takeover": None}
+    configs = Configs()
+    with fake_engine(tmp_path / "s", {}, configs) as host:
+        swarm = engine.Engine(host)
+        held = lock.acquire(swarm, {**options, "owner": ann, "seconds": 600}, check_mode=False)
+        ours = {**options, "owner": lock.this_owner(), "reason": "1.2.4", "seconds": 600}
+        seen = lock.current(swarm, options["name"])
+        assert not lock.is_dead(seen)
+        with pytest.raises(engine.EngineError) as refused:
+            lock.acquire(swarm, ours, check_mode=False)
+        told = str(refused.value)
+        assert f"Refused: ann@desk has the deploy lock since {held['started_at']} (1.2.3)" in told
+        assert f"held until {held['expires_at']} unless it is refreshed" in told
+        assert list(configs.kept) == [held["id"]]
+        lock.refresh(swarm, held["id"], -1)  # nobody refreshed it in time
+        taken = lock.acquire(swarm, ours, check_mode=False)
+        assert taken["taken_over"]["owner"] == "ann@desk"
+        assert lock.current(swarm, options["name"])["owner"] == ours["owner"]["owner"]
+        with pytest.raises(engine.EngineError, match="taken over by somebody else"):
+            lock.refresh(swarm, held["id"], 600)  # ann's deploy stops there
 
 
 def test_secrets_are_kept_root_only_and_written_when_they_change(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""The switch from the old server: not to know whether it runs is not "it is stopped"; a failed one leaves no label."""
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.fake_engine import Configs, fake_engine
+from tests.support.operator import LOCAL, ROOT, Checkout, checkout
+
+NOTHING: dict[str, list[object]] = {"imported": [], "present": [], "refused": []}
+READ = json.dumps({"proxies": NOTHING, "certificates": NOTHING})
+RUNS = {"instance": {"container": "c", "domains": [], "status": {"state": "ready"}}}
+AWAY = "ansible_host=127.0.0.1 ansible_port=1"
+DAEMON = "echo Cannot connect to the Docker daemon: dial unix: no such file or directory >&2; exit 1"
+ABSENT = "echo Error response from daemon: No such container: old-nginx >&2; exit 1"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Checkout:
+    return checkout(tmp_path, [])
+
+
+def migrate(
+    work: Checkout,
+    step: str,
+    sees: str,
+    old: str = "migrate_old_container",
+    host: str = LOCAL,
+    swarm: str = "n1",
+    updates: str = "true",
+    configs: Configs | None = None,
+) -> tuple[list[str], str]:
+    """The commands that Docker was given, and what was said.
+
+    `sees` and `updates`: what `docker inspect` of the old server and `docker node update` do.
+    """
+    configs = configs if configs is not None else Configs()
+    held = list(configs.kept)
+    log = work.folder / "commands"
+    log.write_text("")
+    work.folder.joinpath("docker").write_text(
+        f"""#!/bin/sh
+case "$*" in
+  "inspect "*|"service inspect "*Replicas*) {sees};;
+  "service inspect "*) echo image;;
+  exec*) echo '{READ}';;
+  info*) echo id4;;
+  "node inspect "*) echo false;;
+  *) echo "$*" >> {log}; case "$*" in *edge=true*) {updates};; esac;;
+esac
+"""
+    )
+    work.folder.joinpath("docker").chmod(0o755)
+    text = f"n1 {LOCAL} ansible_host=127.0.0.1\nold {host}\n[managers]\nn1\n[swarm]\n{swarm}\n"
+    (work.folder / "inventory.ini").write_text(text)
+    answers: dict[str, object] = {"/services": []}
+    with fake_engine(work.folder.parent / "s", answers, configs) as engine:
+        plays = [
+            {"hosts": "n1", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": {"stack_instance": RUNS}}]},
+            {
+                "hosts": "n1",
+                "gather_facts": False,
+                "environment": {"PATH": f"{work.folder}:/usr/bin:/bin", "DOCKER_HOST": engine},
+                "vars": {
+                    "migrate_step": step,
+                    "migrate_confirm": "yes",
+                    "migrate_old_host": "old",
+                    "migrate_old_address": "127.0.0.1",
+                    "migrate_source_url": "postgresql://u@d/n",
+                    old: "old-nginx",
+                    "stack_http_port": 1,  # nothing listens there
+                },
+                "tasks": [{"ansible.builtin.import_role": {"name": "stack", "tasks_from": "migrate.yml"}}],
+            },
+        ]
+        (work.folder / "play.yml").write_text(yaml.safe_dump(plays, sort_keys=False))
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventory.ini", "play.yml"],
+            cwd=work.folder,
+            env=work.environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles")),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    assert list(configs.kept) == held  # the lock is released, whatever came of it
+    return log.read_text().splitlines(), " ".join((done.stdout + done.stderr).replace("\\n", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("sees", "host", "reason"),
+    [
+        (ABSENT, LOCAL, "There is no old-nginx on old: see to migrate_old_host and migrate_old_container"),
+        (DAEMON, LOCAL, "Whether old-nginx runs is not known: Cannot connect to the Docker daemon"),
+        ("exit 124", LOCAL, "Whether old-nginx runs is not known: Docker gives no answer within 20 s"),
+        ("echo true", AWAY, "Whether old-nginx runs is not known: "),
+    ],
+    ids=["absent", "no daemon", "hangs", "away"],
+)
+def test_a_server_that_is_not_seen_is_not_called_stopped(work: Checkout, sees: str, host: str, reason: str) -> None:
+    commands, said = migrate(work, "switch", sees, host=host, swarm="n1\nold")
+    assert reason in said
+    assert commands == []
+    assert "stays so after a reboot" not in said
+
+
+def test_a_service_in_global_mode_is_refused(work: Checkout) -> None:
+    commands, said = migrate(work, "switch", "echo global", old="migrate_old_service")
+    assert "old-nginx is a service in global mode, which cannot be scaled to 0 and back. Write `mode: repl" in said
+    assert commands == []
+
+
+def test_a_switch_that_fails_takes_the_label_back_while_the_old_host_does_not_answer(work: Checkout) -> None:
+    once = f"test -e {work.folder}/asked && {{ {DAEMON}; }}; touch {work.folder}/asked; echo false"
+    commands, said = migrate(work, "switch", once, swarm="n1\nold", updates="exit 1")
+    assert commands == [
+        "node update --label-add lyttle.edge=true id4",
+        "node update --label-add lyttle.edge=false id4",
+    ], said
+    assert "Not switched. Let a node run there: " in said
+    assert "old-nginx on old was NOT started again (Whether old-nginx runs is not known: Cannot connect" in said
+
+
+def test_a_stopped_server_is_switched_from_and_removed(work: Checkout) -> None:
+    commands, said = migrate(work, "switch", "echo false")
+    assert commands == []
+    assert "old-nginx on old is stopped and stays so after a reboot" in said
+    commands, said = migrate(work, "remove", "echo false")
+    assert commands == ["rm old-nginx"], said
+    assert "old-nginx is gone from old" in said
+
+
+def test_removing_says_what_it_does_not_know_and_what_it_did_not_find(work: Checkout) -> None:
+    _, said = migrate(work, "remove", DAEMON)
+    assert "Whether old-nginx runs is not known" in said
+    assert "is gone from" not in said
+    _, said = migrate(work, "remove", ABSENT)
+    assert "There is no old-nginx on old, by that name; nothing was removed now" in said
+
+
+def test_a_switch_waits_for_no_deploy_of_somebody_else(work: Checkout) -> None:
+    configs = Configs()
+    lock = {"owner": "ann@desk", "host": "another", "reason": "1.2.3", "expires_at": "2999-01-01T00:00:00Z"}
+    data = base64.b64encode(json.dumps({**lock, "started_at": "2026-01-01T00:00:00Z"}).encode()).decode()
+    configs.create({"Name": "lyttlenginx_deploy_lock", "Data": data})
+    commands, said = migrate(work, "switch", "echo true", configs=configs)
+    assert commands == []
+    assert "Refused: ann@desk has the deploy lock since 2026-01-01T00:00:00Z (1.2.3)." in said

@@ -1,0 +1,138 @@
+"""A host that does not prove itself is no node: its label is set back, and what failed there before does not count."""
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+from tests.support.fake_engine import Configs, fake_engine
+from tests.support.operator import LOCAL, ROOT, Checkout, checkout
+
+SERVICE = "lyttlenginx_lyttlenginx"
+IMAGE = "lyttle-ops:1.0.0-0123456789ab"
+TEMPLATE = {"ContainerSpec": {"Image": IMAGE}, "Placement": {"Constraints": ["node.labels.lyttle.edge == true"]}}
+LIVE = {"ID": "s", "Spec": {"Name": SERVICE, "TaskTemplate": TEMPLATE, "Mode": {"Global": {}}}}
+NODE = {
+    "ID": "id4",
+    "Description": {"Hostname": "web-4"},
+    "Status": {"State": "ready", "Addr": "127.0.0.2"},
+    "Spec": {"Role": "worker", "Availability": "active", "Labels": {"lyttle.edge": "true"}},
+}
+RECORD = {
+    "number": 1,
+    "image": IMAGE,
+    "version": "1.0.0",
+    "result": "succeeded",
+    "mode": {"kind": "global"},
+    "specs": {},
+}
+# The real one wants Docker's own library; what matters here is that the label is set by it.
+DOCKER_NODE = """
+import os
+from ansible.module_utils.basic import AnsibleModule
+options = ("hostname", "role", "availability", "labels", "labels_state")
+module = AnsibleModule({name: {"type": "raw"} for name in options})
+with open(os.environ["COMMANDS"], "a") as log:
+    log.write(f"label {module.params['hostname']} {module.params['labels']['lyttle.edge']}\\n")
+module.exit_json(changed=True)
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Checkout:
+    made = checkout(tmp_path, [])
+    modules = tmp_path / "ansible_collections/community/docker/plugins/modules"
+    modules.mkdir(parents=True)
+    (modules / "docker_node.py").write_text(DOCKER_NODE)
+    return made
+
+
+def ended(at: str) -> list[dict[str, Any]]:
+    """Three starts on the new node that failed then."""
+    status = {"State": "failed", "Err": "no such image"}
+    made = {"NodeID": "id4", "CreatedAt": at, "DesiredState": "shutdown", "Status": status, "Spec": TEMPLATE}
+    return [{**made, "ID": f"t{number}"} for number in range(3)]
+
+
+def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: str = "true") -> tuple[list[str], str]:
+    """The commands that the Swarm was given, and what was said. `update`: what `docker node update` does."""
+    log = work.folder / "commands"
+    log.write_text("")
+    work.folder.joinpath("docker").write_text(
+        f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; '
+        f'"node update"*) echo "$*" >> {log}; {update};; *) echo "$*" >> {log};; esac\n'
+    )
+    work.folder.joinpath("docker").chmod(0o755)
+    groups = "[managers]\nn1\n[workers]\nn4\n[swarm:children]\nmanagers\nworkers\n"
+    (work.folder / "inventory.ini").write_text(f"n1 {LOCAL}\nn4 {LOCAL}\n{groups}")
+    member = {"state": "active", "node_id": "id4", "name": "web-4"}
+    role = {"name": "stack", "tasks_from": "node_add.yml"}
+    variables = {"stack_node": "n4", "stack_node_seconds": 3}
+    path = f"{work.folder}:/usr/bin:/bin"
+    configs = Configs()
+    data = base64.b64encode(json.dumps({**RECORD, "specs": {}}).encode()).decode()
+    configs.create({"Name": "lyttlenginx_release_1", "Data": data})
+    answers = {
+        f"/images/{quote(IMAGE)}/json": {"Id": "sha256:0123456789abcdef"},
+        "/services": [LIVE],
+        f"/services/{SERVICE}": LIVE,
+        "/nodes": [NODE],
+        "/tasks": tasks,
+    }
+    with fake_engine(work.folder.parent / "s", answers, configs) as host:
+        environment = {"PATH": path, "DOCKER_HOST": host, "COMMANDS": str(log)}
+        plays = [
+            {"hosts": "n4", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": {"swarm_info": member}}]},
+            {
+                "hosts": "n1", "gather_facts": False, "environment": environment,
+                "tasks": [{"ansible.builtin.import_role": role, "vars": variables}],
+            },
+        ]  # fmt: skip
+        (work.folder / "play.yml").write_text(yaml.safe_dump(plays, sort_keys=False))
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventory.ini", "play.yml"],
+            cwd=work.folder,
+            env=work.environment(
+                ANSIBLE_ROLES_PATH=str(ROOT / "roles"), ANSIBLE_COLLECTIONS_PATH=str(work.folder.parent)
+            ),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    names = [each["Spec"]["Name"] for each in configs.kept.values()]
+    assert names == ["lyttlenginx_release_1"]  # the lock is released, whatever came of it
+    return log.read_text().splitlines(), " ".join((done.stdout + done.stderr).replace("\\n", " ").split())
+
+
+def test_a_host_that_does_not_prove_itself_loses_its_label_again(work: Checkout) -> None:
+    commands, said = add(work, ended("2999-01-01T00:00:00Z"))
+    assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
+    assert "3 starts failed on web-4. Its task on web-4 ended: no such image" in said
+    assert "The label lyttle.edge of n4 is false again, so nothing runs there and no deploy waits for it" in said
+
+
+def test_a_label_that_cannot_be_set_back_is_said(work: Checkout) -> None:
+    refuses = "echo the swarm has no leader >&2; exit 1"
+    commands, said = add(work, ended("2999-01-01T00:00:00Z"), label="false", update=refuses)
+    assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
+    assert "3 starts failed on web-4" in said
+    assert "could NOT be set back (the swarm has no leader), so every deploy waits for a task there: `docker" in said
+
+
+def test_a_node_that_had_its_label_before_keeps_it(work: Checkout) -> None:
+    commands, said = add(work, ended("2999-01-01T00:00:00Z"), label="true")
+    assert commands == ["label id4 true"], said
+    assert "The label lyttle.edge of n4 is as it was before" in said
+
+
+def test_what_failed_in_an_earlier_attempt_does_not_count(work: Checkout) -> None:
+    _, said = add(work, ended("2020-01-01T00:00:00Z"))
+    assert "web-4 did not run the new version within 3 s" in said
+    assert "3 starts failed" not in said
