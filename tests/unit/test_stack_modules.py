@@ -129,6 +129,31 @@ def test_an_image_names_its_registry(reference: str, registry: str) -> None:
     assert image.registry_of(reference) == registry
 
 
+class _NoRegistry:
+    """An engine with a history, whose registry answers nobody."""
+
+    def __init__(self, *records: dict[str, Any]) -> None:
+        self._records = records
+
+    def configs(self, prefix: str) -> list[dict[str, Any]]:
+        data = [base64.b64encode(json.dumps(each).encode()).decode() for each in self._records]
+        return [{"Spec": {"Name": f"{prefix}{number}", "Data": each}} for number, each in enumerate(data)]
+
+    def call(self, *arguments: Any, **options: Any) -> Any:
+        raise engine.EngineError("dial tcp: connection refused", 500)
+
+
+def test_what_was_deployed_by_its_digest_needs_no_registry() -> None:
+    good, failed = record(2, "1.0.0"), record(3, "2.0.0", "failed")
+    without = _NoRegistry(good, failed)
+    named, warning = image.in_registry(without, good["image"], "", "")
+    assert named == good["image"]
+    assert "connection refused" in warning
+    for unknown in (failed["image"], "registry.example/lyttle-ops:1.0.0", good["image"].replace("1", "3")):
+        with pytest.raises(engine.EngineError):
+            image.in_registry(without, unknown, "", "")
+
+
 @pytest.mark.parametrize(
     ("reference", "version"),
     [
