@@ -53,15 +53,15 @@ class Checkout:
         done = subprocess.run(
             [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventory.ini", *arguments, "play.yml"],
             cwd=self.folder,
-            env=self.environment(
-                ANSIBLE_ROLES_PATH=str(ROOT / "roles"),
-                ANSIBLE_LIBRARY=str(stack / "library"),
-                ANSIBLE_MODULE_UTILS=str(stack / "module_utils"),
+            env={
+                **self.environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles"), ANSIBLE_LIBRARY=str(stack / "library")),
+                "ANSIBLE_MODULE_UTILS": str(stack / "module_utils"),
+                "ANSIBLE_PIPELINING": "true",
                 **environment,
-            ),
+            },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         return done.returncode, " ".join((done.stdout + done.stderr).split())
