@@ -262,7 +262,9 @@ SELECT key_id FROM cluster_state FOR UPDATE
 
 -- name: orders_of_other_keys
 -- Orders whose private key another master key encrypts.
-SELECT id, certificate_id, key_id, private_key FROM certificate_orders WHERE key_id <> %(key_id)s ORDER BY id
+SELECT o.id, o.certificate_id, o.key_id, o.private_key, c.domains
+FROM certificate_orders o JOIN certificates c ON c.id = o.certificate_id
+WHERE o.key_id <> %(key_id)s ORDER BY o.id
 
 -- name: accounts_of_other_keys
 -- Accounts whose private key another master key encrypts.

@@ -29,7 +29,7 @@ class Rotated:
 
     orders: int
     accounts: int
-    unreadable: int
+    unreadable: tuple[str, ...]  # which, and why
 
 
 def seal(connection: Connection, keyring: Keyring, plaintext: bytes, name: str | int) -> dict[str, object]:
@@ -50,7 +50,7 @@ def account_name(directory_url: str) -> str:
 def rotate(connection: Connection, keyring: Keyring) -> Rotated:
     """Encrypt every row with MASTER_KEY and make it the cluster's key; `connection` is in a transaction.
 
-    A row that cannot be read with either key is of no use to any node already; it is counted and stays.
+    A row that cannot be read with either key is of no use to any node already; it is named and stays.
     Raises WrongMasterKey when this node does not have the cluster's key.
     """
     new = {"key_id": keyring.key_id}
@@ -61,7 +61,7 @@ def rotate(connection: Connection, keyring: Keyring) -> Rotated:
             "cluster's as MASTER_KEY_PREVIOUS. Nothing was changed"
         )
     done = {"order": 0, "account": 0}
-    unreadable = 0
+    unreadable = []
     # All in memory: a cluster has thousands of orders, a kilobyte each.
     for kind, row in [
         *(("order", row) for row in connection.execute(queries.orders_of_other_keys, new)),
@@ -71,12 +71,13 @@ def rotate(connection: Connection, keyring: Keyring) -> Rotated:
         try:
             plaintext = keyring.decrypt(bytes(row["private_key"]), name, row["key_id"])
         except Undecryptable as exc:
-            log.warning("The key of %s %s is left as it is: %s", kind, row.get("id", name), exc)
-            unreadable += 1
+            which = f"order {row['id']} of {', '.join(row['domains'])}" if kind == "order" else name
+            log.warning("The key of %s is left as it is: %s", which, exc)
+            unreadable.append(f"{which}: {exc}")
             continue
         values = {**row, **new, "private_key": keyring.encrypt(plaintext, name)}
         connection.execute(queries.seal_order if kind == "order" else queries.seal_account, values)
         done[kind] += 1
     if connection.execute(queries.set_key, new).rowcount or any(done.values()):
         connection.execute(queries.announce)  # nodes write their copies of the state with the new key
-    return Rotated(done["order"], done["account"], unreadable)
+    return Rotated(done["order"], done["account"], tuple(unreadable))

@@ -16,7 +16,7 @@ def rotate_master_key() -> None:
 
     First give every node the new MASTER_KEY, with the old one as MASTER_KEY_PREVIOUS; then run this on one of them;
     then take MASTER_KEY_PREVIOUS away. One transaction; run again, it finds nothing to do. Refused while a node that
-    lives does not have the new key.
+    lives does not have the new key. Keys that neither of the two reads are named, and the exit code is 1.
     """
     loaded = settings.load()
     keyring = Keyring(*loaded.master_keys())
@@ -35,7 +35,13 @@ def rotate_master_key() -> None:
         database.close()
     click.echo(
         f"the cluster's master key is {keyring.key_id}; encrypted anew: {rotated.orders} keys of certificates, "
-        f"{rotated.accounts} of accounts. MASTER_KEY_PREVIOUS can go"
+        f"{rotated.accounts} of accounts"
     )
     if rotated.unreadable:
-        click.echo(f"{rotated.unreadable} rows could be read with neither key and stay as they were", err=True)
+        raise LyttleOpsError(
+            f"{len(rotated.unreadable)} keys could be read with neither master key and stay as they were:\n  "
+            + "\n  ".join(rotated.unreadable)
+            + "\nEvery other key is encrypted anew, and nodes cannot use these. Give the master key that they were "
+            "encrypted with as MASTER_KEY_PREVIOUS and run this again, or order the certificates anew"
+        )
+    click.echo("MASTER_KEY_PREVIOUS can go")

@@ -166,7 +166,7 @@ def test_rows_written_before_and_while_it_changes_are_all_readable_after(databas
             (sealed["key_id"], seal(connection, both, b"account", "account:x")["private_key"]),
         )
     changing.join(10)
-    assert results == [Rotated(orders=1, accounts=1, unreadable=0)]
+    assert results == [Rotated(orders=1, accounts=1, unreadable=())]
     assert key_ids(database) == {Keyring(NEW).key_id}
     with database.transaction() as connection:
         assert seal(connection, both, b"key", 1)["key_id"] == Keyring(NEW).key_id
@@ -178,11 +178,23 @@ def test_rows_written_before_and_while_it_changes_are_all_readable_after(databas
     assert [each.domains for each in certificates.usable()] == [(DOMAIN,)]
 
 
-def test_rows_no_key_reads_stay_and_do_not_stop_the_change(database: Database) -> None:
+def test_rows_no_key_reads_stay_do_not_stop_the_change_and_are_named(
+    node: Callable[..., NodeProcess], database: Database
+) -> None:
+    lost = Keyring(bytes(32))
     add_certificate(database, Keyring(OLD), DOMAIN)
-    add_certificate(database, Keyring(bytes(32)), "b.example.com")
-    with database.transaction() as connection:
-        assert rotate(connection, Keyring(NEW, OLD)) == Rotated(orders=1, accounts=0, unreadable=1)
+    add_certificate(database, lost, "b.example.com")
+    one = node(MASTER_KEY=written(NEW), MASTER_KEY_PREVIOUS=written(OLD))  # never started: it is a command's settings
+    done = run(one, "rotate-master-key")
+    assert done.returncode == 1
+    assert "encrypted anew: 1 keys of certificates" in done.stdout
+    assert "can go" not in done.stdout
+    assert f"of b.example.com: encrypted with master key {lost.key_id}" in done.stderr
+    assert key_ids(database) == {Keyring(NEW).key_id, lost.key_id}
+    one.environment["MASTER_KEY_PREVIOUS"] = written(bytes(32))
+    done = run(one, "rotate-master-key")
+    assert done.returncode == 0, done.stderr
+    assert "MASTER_KEY_PREVIOUS can go" in done.stdout
 
 
 def test_a_cluster_whose_key_this_node_does_not_have_is_left_alone(database: Database) -> None:

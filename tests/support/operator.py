@@ -46,6 +46,26 @@ class Checkout:
             check=False,
         )
 
+    def play(self, plays: Sequence[object], *arguments: str, **environment: str) -> tuple[int, str]:
+        """Exit code and words of ansible-playbook on plays of a test, with the role stack's modules."""
+        (self.folder / "play.yml").write_text(yaml.safe_dump(list(plays), sort_keys=False))
+        stack = ROOT / "roles" / "stack"
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "inventory.ini", *arguments, "play.yml"],
+            cwd=self.folder,
+            env={
+                **self.environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles"), ANSIBLE_LIBRARY=str(stack / "library")),
+                "ANSIBLE_MODULE_UTILS": str(stack / "module_utils"),
+                "ANSIBLE_PIPELINING": "true",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
     def playbook(self, name: str, tasks: Sequence[object], hosts: str = "managers") -> None:
         play = {"name": name, "hosts": hosts, "gather_facts": False, "tasks": list(tasks)}
         (self.folder / "playbooks" / f"{name}.yml").write_text(yaml.safe_dump([play], sort_keys=False))

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 yaml = pytest.importorskip("yaml", reason="comes with the extra [control]")
+
+_CONDITIONS = {"when", "that", "until", "failed_when", "changed_when"}
 
 PROJECT = Path(__file__).parents[2]
 ROLES = sorted(path for path in (PROJECT / "roles").iterdir() if path.is_dir())
@@ -100,6 +103,46 @@ def test_what_a_person_has_to_read_is_not_hidden() -> None:
         if task.get("no_log") is True and task.keys() & {"ansible.builtin.assert", "ansible.builtin.fail"}
     ]
     assert hidden == []
+
+
+def _expressions(found: Any, bare: bool = False) -> Iterator[str]:
+    """All that Ansible evaluates, as templates. `bare`: it stands without braces, as conditions do."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield from _expressions(value, key in _CONDITIONS)
+    elif isinstance(found, list):
+        for each in found:
+            yield from _expressions(each, bare)
+    elif isinstance(found, str):
+        yield "{{ " + found + " }}" if bare else found
+
+
+def _raw_uses(template: str, names: set[str]) -> set[str]:
+    """Those of the names that a template uses without the filter bool, with which a string is what it says."""
+    tree = jinja2.Environment(extensions=["jinja2.ext.do"]).parse(template)
+    safe: set[int] = set()
+    for each in tree.find_all(jinja2.nodes.Filter):
+        inner: Any = each if each.name == "bool" else None
+        while isinstance(inner, jinja2.nodes.Filter) and inner.name in ("bool", "default"):
+            inner = inner.node
+        safe.add(id(inner))
+    used = [(each, each.name) for each in tree.find_all(jinja2.nodes.Name)]
+    used += [(each, each.attr) for each in tree.find_all(jinja2.nodes.Getattr)]
+    return {name for each, name in used if name in names and id(each) not in safe}
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence")
+def test_yes_and_no_mean_the_same_in_each_way_to_give_a_variable() -> None:
+    """An inventory.ini and -e hand on strings, and the string false is true."""
+    specs = [each for role in ROLES for each in _load(role / "meta/argument_specs.yml")["argument_specs"].values()]
+    names = {name for each in specs for name, option in each["options"].items() if option["type"] == "bool"}
+    assert {"swarm_edge", "stack_build", "teardown_data"} <= names
+    read = [*(PROJECT / "roles").rglob("*.yml"), *(PROJECT / "playbooks").glob("*.yml")]
+    found = [(path, text) for path in read if path.parent.name != "meta" for text in _expressions(_load(path))]
+    found += [(path, path.read_text()) for path in (PROJECT / "roles").rglob("*.j2")]
+    names.add("stack_install_secrets")  # of site.yml
+    raw = {f"{path.relative_to(PROJECT)}: {name}" for path, text in found for name in _raw_uses(text, names)}
+    assert raw == set()
 
 
 @pytest.fixture(scope="module")

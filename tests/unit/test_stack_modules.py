@@ -6,7 +6,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -154,6 +154,31 @@ def test_an_image_names_its_registry(reference: str, registry: str) -> None:
     assert image.registry_of(reference) == registry
 
 
+class _NoRegistry:
+    """An engine with a history, whose registry answers nobody."""
+
+    def __init__(self, *records: dict[str, Any]) -> None:
+        self._records = records
+
+    def configs(self, prefix: str) -> list[dict[str, Any]]:
+        data = [base64.b64encode(json.dumps(each).encode()).decode() for each in self._records]
+        return [{"Spec": {"Name": f"{prefix}{number}", "Data": each}} for number, each in enumerate(data)]
+
+    def call(self, *arguments: Any, **options: Any) -> Any:
+        raise engine.EngineError("dial tcp: connection refused", 500)
+
+
+def test_what_was_deployed_by_its_digest_needs_no_registry() -> None:
+    good, failed = record(2, "1.0.0"), record(3, "2.0.0", "failed")
+    without = _NoRegistry(good, failed)
+    named, warning = image.in_registry(without, good["image"], "", "")
+    assert named == good["image"]
+    assert "connection refused" in warning
+    for unknown in (failed["image"], "registry.example/lyttle-ops:1.0.0", good["image"].replace("1", "3")):
+        with pytest.raises(engine.EngineError):
+            image.in_registry(without, unknown, "", "")
+
+
 @pytest.mark.parametrize(
     ("reference", "version"),
     [
@@ -214,3 +239,60 @@ def test_a_record_is_its_data_with_the_outcome_laid_over_it() -> None:
     labels = {engine.STATE_LABEL: json.dumps({"result": "succeeded"})}
     config = {"Spec": {"Name": "lyttlenginx_release_3", "Data": data, "Labels": labels}}
     assert engine.config_data(config) == {"number": 3, "result": "succeeded"}
+
+
+class TestMerge:
+    """What managers keep after a change of secrets that was interrupted anywhere."""
+
+    OLD: ClassVar = {"master_key": "k", "database_app_password": "old", "database_owner_password": "old"}
+    NEW: ClassVar = {"database_app_password_new": "new", "database_owner_password_new": "new"}
+    DONE: ClassVar = {
+        "master_key": "k",
+        "database_app_password": "new",
+        "database_owner_password": "new",
+        "database_app_login": "lyttle_app_b",
+        "database_owner_login": "lyttle_owner_b",
+    }
+
+    def test_those_that_agree(self) -> None:
+        assert secrets.merge([self.OLD, self.OLD]) == (self.OLD, [])
+        assert secrets.merge([]) == ({}, [])
+
+    def test_new_ones_were_made_on_one_manager(self) -> None:
+        begun = {**self.OLD, **self.NEW}
+        assert secrets.merge([self.OLD, begun, self.OLD]) == (begun, [])
+
+    def test_killed_while_the_new_ones_became_what_is_kept(self) -> None:
+        begun, done = {**self.OLD, **self.NEW}, {**self.DONE, **self.NEW}
+        half = {**begun, "database_app_login": "lyttle_app_b", "database_app_password": "new"}
+        logins = {"database_app_login": "lyttle_app", "database_owner_login": "lyttle_owner"}
+        assert secrets.merge([done, begun]) == ({**begun, **logins}, [])
+        assert secrets.merge([done, half, begun]) == ({**begun, **logins}, [])
+        assert secrets.merge([done, done]) == (done, [])
+        # The second change, back to the first log-ins.
+        back = {**self.DONE, "database_app_password_new": "3", "database_owner_password_new": "3"}
+        assert secrets.merge([{**back, **logins, "database_app_password": "3"}, back]) == (back, [])
+
+    def test_killed_while_new_ones_were_forgotten(self) -> None:
+        assert secrets.merge([self.DONE, {**self.DONE, **self.NEW}]) == ({**self.DONE, **self.NEW}, [])
+
+    def test_killed_while_the_new_master_key_became_the_key(self) -> None:
+        both = {"master_key": "k", "master_key_new": "new"}
+        assert secrets.merge([{**both, "master_key": "new"}, both]) == (both, [])
+        assert secrets.merge([{"master_key": "new"}, {**both, "master_key": "new"}]) == (
+            {"master_key": "new", "master_key_new": "new"},
+            [],
+        )
+
+    @pytest.mark.parametrize(
+        ("other", "name"),
+        [
+            ({**OLD, "master_key": "another"}, "master_key"),
+            ({"master_key": "k"}, "database_app_password"),
+            ({**OLD, "database_app_login": "lyttle_app_b"}, "database_app_login"),
+            ({**OLD, **NEW, "database_app_password_new": "another"}, "database_app_password_new"),
+        ],
+    )
+    def test_what_no_interrupted_change_explains_is_named(self, other: dict[str, str], name: str) -> None:
+        given = {**self.OLD, **self.NEW} if name.endswith("_new") else self.OLD
+        assert name in secrets.merge([given, other])[1]

@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: lyttle_image
 short_description: Resolve an image to what every node will run
 description:
-  - An image of a registry is named with its digest, as the registry answers now, without pulling it.
+  - An image of a registry is named with its digest, as the registry answers now, without pulling it. One that is named
+    with its digest and was deployed here before needs no answer, since nodes may have it still; there is a warning.
   - An image without a registry in its name must stand on this host. It gets a second tag that ends with the start of
     its id, so that another content is another name.
 options:
@@ -54,8 +55,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, image_version
+from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, config_data, image_version
 
+_HISTORY = "lyttlenginx_release_"
 _SUFFIX = re.compile(r"-[0-9a-f]{12}$")
 
 
@@ -75,6 +77,26 @@ def resolve(engine: Engine, image: str, username: str, password: str) -> str:
     answer = engine.call("GET", f"/distribution/{quote(image)}/json", headers=headers)
     found = answer["Descriptor"]["digest"]
     return f"{name}@{pinned or found}"
+
+
+def deployed(engine: Engine, image: str) -> bool:
+    """Whether the history has a release of this very digest that succeeded."""
+    history = [each for each in engine.configs(_HISTORY) if each["Spec"]["Name"][len(_HISTORY) :].isdigit()]
+    records = [config_data(each) for each in history] if "@" in image else []
+    return any(each.get("image") == image and each.get("result") == "succeeded" for each in records)
+
+
+def in_registry(engine: Engine, image: str, username: str, password: str) -> tuple[str, str]:
+    """(the reference with its digest, what is wrong with the registry). The way back needs no registry."""
+    try:
+        return resolve(engine, image, username, password), ""
+    except EngineError as exc:
+        if not deployed(engine, image):
+            raise
+        return image, (
+            f"The registry {registry_of(image)} does not confirm {image}, which was deployed here before: {exc}. "
+            "Nodes that lack it cannot get it"
+        )
 
 
 def local(engine: Engine, image: str, check_mode: bool) -> tuple[str, str, bool]:
@@ -107,7 +129,9 @@ def main() -> None:
     registry = registry_of(image)
     try:
         if registry:
-            named = resolve(engine, image, options["username"], options["password"])
+            named, warning = in_registry(engine, image, options["username"], options["password"])
+            if warning:
+                module.warn(warning)
             module.exit_json(changed=False, image=named, registry=registry, version=image_version(named))
         named, version, changed = local(engine, image, module.check_mode)
         module.exit_json(changed=changed, image=named, registry="", version=version)

@@ -8,13 +8,15 @@ module: lyttle_secrets
 short_description: Keep secrets on managers and publish them as Swarm secrets
 description:
   - V(read) and V(write) keep one file for each secret in O(folder), mode 0600.
+  - V(merge) compares what the managers keep, in O(kept). What an interrupted change of secrets left on some of them,
+    NAME_new or that value as NAME, is no difference; of such a NAME the older value is meant.
   - V(publish) makes Swarm secrets and configs named by their content, since both never change once they are made. The
     name holds 32 bits of a slow hash (PBKDF2), so it tells nothing about a password.
   - V(prune) removes what no service uses, nor would use after Swarm's own rollback.
 options:
   action:
     description: What to do.
-    choices: [read, write, publish, prune]
+    choices: [read, write, merge, publish, prune]
     required: true
     type: str
   folder:
@@ -29,6 +31,11 @@ options:
     description: Secrets by name.
     type: dict
     default: {}
+  kept:
+    description: What each manager keeps, for V(merge).
+    type: list
+    elements: dict
+    default: []
   configs:
     description: Texts that are no secret, by name, published as configs.
     type: dict
@@ -50,7 +57,11 @@ RETURN = r"""
 values:
   description: The secrets by name; use no_log.
   type: dict
-  returned: read, write
+  returned: read, write, merge
+differing:
+  description: Names of secrets that some managers lack or keep with another value.
+  type: list
+  returned: merge
 names:
   description: Name of each secret and config in the Swarm.
   type: dict
@@ -108,6 +119,32 @@ def write(folder: str, values: dict[str, str], check_mode: bool) -> bool:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     return True
+
+
+def merge(kept: list[dict[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """What the managers keep, and the names on which they do not agree."""
+    values: dict[str, str] = {}
+    differing = []
+    names = {name for each in kept for name in each}
+    for name in sorted(name for name in names if name.endswith("_new")):  # on all, or on those that it came to
+        found = {each[name] for each in kept if name in each}
+        if len(found) > 1:
+            differing.append(name)
+        values[name] = found.pop()
+    coming = {name.removesuffix("_new"): value for name, value in values.items()}
+    # The one that an interrupted change has come least far on.
+    behind = min(kept, key=lambda each: sum(each.get(name) == value for name, value in coming.items()), default={})
+    for name in sorted(names - set(values)):
+        found = {each.get(name) for each in kept}
+        if name in coming:
+            found = found - {coming[name]} or found
+        if name.endswith("_login") and len(found) > 1 and "database_app_password" in coming:
+            # It goes with the password. A manager that has none never saw a change: it means the role itself.
+            found = {behind.get(name) or name.removesuffix("_login").replace("database_", "lyttle_")}
+        if len(found) > 1 or None in found:
+            differing.append(name)
+        values[name] = max(value or "" for value in found)
+    return values, differing
 
 
 def swarm_name(prefix: str, name: str, value: str) -> str:
@@ -168,12 +205,13 @@ def prune(engine: Engine, prefix: str, check_mode: bool) -> list[str]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "action": {"type": "str", "required": True, "choices": ["read", "write", "publish", "prune"]},
+            "action": {"type": "str", "required": True, "choices": ["read", "write", "merge", "publish", "prune"]},
             "folder": {"type": "path", "default": "/etc/lyttle-ops/secrets"},
             "generate": {"type": "dict", "default": {}},
             # Not no_log, which would mask them in this module's answer, and the next task would keep the mask as a
             # secret: the tasks have no_log, so nothing is logged on either side.
             "values": {"type": "dict", "default": {}, "no_log": False},
+            "kept": {"type": "list", "elements": "dict", "default": [], "no_log": False},
             "configs": {"type": "dict", "default": {}},
             "prefix": {"type": "str", "default": "lyttlenginx"},
             **ARGUMENT,
@@ -185,6 +223,9 @@ def main() -> None:
     try:
         if action == "read":
             module.exit_json(changed=False, values=read(options["folder"]))
+        if action == "merge":
+            values, differing = merge(options["kept"])
+            module.exit_json(changed=False, values=values, differing=differing)
         if action == "write":
             made = {name: _make(kind) for name, kind in options["generate"].items() if not options["values"].get(name)}
             values = {**{name: value for name, value in options["values"].items() if value}, **made}
