@@ -35,14 +35,17 @@ class Report:
         self.healthy = True
 
     def ok(self, check: str, message: str) -> None:
-        self.lines.append(f"ok      {check}: {message}")
+        self._add("ok", check, message)
 
     def note(self, check: str, message: str) -> None:
-        self.lines.append(f"note    {check}: {message}")
+        self._add("note", check, message)
 
     def failed(self, check: str, message: str) -> None:
-        self.lines.append(f"FAILED  {check}: {message}")
+        self._add("FAILED", check, message)
         self.healthy = False
+
+    def _add(self, kind: str, check: str, message: str) -> None:
+        self.lines.append(f"{kind:7} {check}: {' '.join(message.split())}")  # a reason may have lines of its own
 
 
 def examine(run_dir: Path) -> Report:

@@ -243,6 +243,11 @@ def test_failure_mode_of_a_new_version_that_never_was_ready_is_a_failure(instanc
     assert instance.check() == (1, ["FAILED  app: is not ready but failed: api ended 6 times"])
 
 
+def test_each_failure_is_one_line_whatever_the_reason_looks_like(instance: Instance) -> None:
+    instance.write(state="failed", once_ready=False, failure="PostgreSQL refuses:\n\tis it\n\tthere?")
+    assert instance.check() == (1, ["FAILED  app: is not ready but failed: PostgreSQL refuses: is it there?"])
+
+
 def test_all_silent_takes_less_than_two_seconds(instance: Instance) -> None:
     instance.nginx.silent.set()
     instance.api.silent.set()
