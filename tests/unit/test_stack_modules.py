@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lyttle_ops.deploy.owner import owner
 from tests.support import modules
 
 release, lock, secrets, image = (modules.load(f"lyttle_{name}") for name in ("release", "lock", "secrets", "image"))
+stack = modules.load("lyttle_stack")
 engine, tasks = modules.load("lyttle_engine"), modules.load("lyttle_tasks")
 
 SERVICE = "lyttlenginx_lyttlenginx"
@@ -175,13 +177,35 @@ def test_a_task_runs_the_service_as_it_is_when_only_the_placement_differs() -> N
 
 
 def test_a_task_that_ended_by_itself_counts_as_failed_one_that_swarm_replaced_does_not() -> None:
-    def task(state: str, at: str) -> dict[str, Any]:
-        return {"CreatedAt": at, "Status": {"State": state}}
+    states = {"t4": "failed", "t3": "shutdown", "t2": "complete", "t1": "failed"}
+    seen = [{"ID": name, "Status": {"State": state}} for name, state in states.items()]
+    assert [each["ID"] for each in tasks.failures(seen, ["t1"])] == ["t4", "t2"]
 
-    since = "2026-01-02T00:00:00Z"
-    seen = [task("failed", "2026-01-02T00:00:01.5Z"), task("shutdown", "2026-01-02T00:00:01Z"), task("complete", since)]
-    seen.append(task("failed", "2026-01-01T00:00:00Z"))
-    assert [each["Status"]["State"] for each in tasks.failures_since(seen, since)] == ["failed", "complete"]
+
+def test_what_a_service_runs_is_the_same_with_other_credentials_a_label_of_the_image_and_after_a_restart() -> None:
+    def digest(force: int = 0, image: str = "i", **container: Any) -> str:
+        template = {"ContainerSpec": {"Image": image, **container}, "ForceUpdate": force}
+        return str(engine.spec_digest({"TaskTemplate": template, "Labels": {"com.docker.stack.image": f"{force}"}}))
+
+    assert digest() == digest(force=1, PullOptions={"RegistryAuth": "x"})
+    assert digest() != digest(image="j")
+    assert digest() != digest(Env=["A=1"])
+
+
+def test_a_deploy_tells_what_it_found_and_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = {SERVICE: spec("a")}
+    swarm = SimpleNamespace(
+        stack_services=lambda _: [{"Spec": each} for each in specs.values()],
+        tasks=lambda name: [{"ID": f"{name}.1"}],
+    )
+    before, after, other = engine.spec_digest(spec("a")), engine.spec_digest(spec("b")), {**spec("c"), "Name": "new"}
+    monkeypatch.setattr(stack, "Engine", lambda _: swarm)
+    monkeypatch.setattr(stack, "deploy", lambda _: specs.update({SERVICE: spec("b"), "new": other}))
+    told = modules.call(stack, stack="lyttlenginx", compose=[])
+    assert told["services"] == [SERVICE, "new"]
+    assert told["specs"] == {SERVICE: before}
+    assert told["wanted"] == {SERVICE: after, "new": engine.spec_digest(other)}
+    assert told["known_tasks"] == {SERVICE: [f"{SERVICE}.1"], "new": []}
 
 
 def test_a_record_is_its_data_with_the_outcome_laid_over_it() -> None:

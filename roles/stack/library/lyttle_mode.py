@@ -70,7 +70,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, Orphaned, check_parent, mode_of, timestamp
-from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures_since, logs_of
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures, logs_of
 
 _LOCK_REFRESH = 15.0  # seconds
 
@@ -180,7 +180,7 @@ class Replacement:
     def _wait(self, name: str) -> None:
         """Until the service is healthy everywhere."""
         deadline = time.monotonic() + self._options["seconds"]
-        started = timestamp(time.time() - 1)
+        known: set[str] | None = None  # what failed before
         while time.monotonic() < deadline:
             self._tick()
             service = self._engine.service(name)
@@ -192,7 +192,9 @@ class Replacement:
             replicated = service["Spec"]["Mode"].get("Replicated")
             if len(running) >= (min(replicated["Replicas"], len(nodes)) if replicated else len(nodes)) and running:
                 return
-            failed = failures_since(tasks, started)
+            if known is None:
+                known = {task["ID"] for task in failures(tasks)}
+            failed = failures(tasks, known)
             if len(failed) >= 3:
                 raise EngineError(f"{name} does not start: {error_of(failed[0])}.{logs_of(self._engine, failed[0])}")
             time.sleep(0.5)

@@ -55,6 +55,14 @@ specs:
   description: Digest of each service's spec before the deploy.
   type: dict
   returned: success
+wanted:
+  description: Digest of each service's spec after it, for M(lyttle_rollout) to hold the service to.
+  type: dict
+  returned: success
+known_tasks:
+  description: Ids of each service's tasks before it.
+  type: dict
+  returned: success
 """
 
 import base64
@@ -65,7 +73,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, now, spec_digest
+from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, spec_digest
 
 _LABEL = "com.docker.stack.image"
 _DEADLINE = 120  # seconds for docker stack deploy, which only writes specs
@@ -143,11 +151,11 @@ def main() -> None:
     )
     options: dict[str, Any] = module.params
     engine = Engine(options["docker_host"])
-    before: dict[str, str] = {}
-    started, problem = now(), ""
+    problem = ""
     try:
         tell_images(engine, options["stack"])
         before = digests(engine, options["stack"])
+        tasks = {name: [task["ID"] for task in engine.tasks(name)] for name in before}
         try:
             deploy(options)
         except EngineError as exc:
@@ -156,7 +164,8 @@ def main() -> None:
     except EngineError as exc:
         module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}")
     changed = sorted(name for name in after if before.get(name) != after[name])
-    result = {"changed": bool(changed), "services": changed, "specs": before, "started_at": started}
+    known = {name: tasks.get(name, []) for name in after}
+    result = {"changed": bool(changed), "services": changed, "specs": before, "wanted": after, "known_tasks": known}
     if problem:
         # Some of its services may have been changed before it stopped.
         module.fail_json(msg=f"The stack {options['stack']} was not deployed. {problem}", **result)

@@ -236,11 +236,14 @@ def digest(value: Any) -> str:
 
 
 def spec_digest(spec: dict[str, Any]) -> str:
-    """Names what a service's spec runs. Registry credentials are no part of it."""
+    """Names what a service's spec runs. Registry credentials are no part of it, nor how often it was restarted."""
     spec = json.loads(json.dumps(spec))
-    spec.get("TaskTemplate", {}).get("ContainerSpec", {}).pop("PullOptions", None)
+    template = spec.get("TaskTemplate") or {}
+    (template.get("ContainerSpec") or {}).pop("PullOptions", None)
+    if "ForceUpdate" in template:
+        template["ForceUpdate"] = 0  # `docker service update --force` counts there, and runs the same
     # `docker stack deploy` sets it after the image that was asked for; the image itself is compared.
-    spec.get("Labels", {}).pop("com.docker.stack.image", None)
+    (spec.get("Labels") or {}).pop("com.docker.stack.image", None)
     return digest(spec)
 
 
