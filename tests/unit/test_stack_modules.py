@@ -15,7 +15,7 @@ from lyttle_ops.deploy.owner import owner
 from tests.support import modules
 
 release, lock, secrets, image = (modules.load(f"lyttle_{name}") for name in ("release", "lock", "secrets", "image"))
-stack = modules.load("lyttle_stack")
+mode, rollout, stack = (modules.load(f"lyttle_{name}") for name in ("mode", "rollout", "stack"))
 engine, tasks = modules.load("lyttle_engine"), modules.load("lyttle_tasks")
 
 SERVICE = "lyttlenginx_lyttlenginx"
@@ -206,6 +206,48 @@ def test_a_deploy_tells_what_it_found_and_what_it_made(monkeypatch: pytest.Monke
     assert told["specs"] == {SERVICE: before}
     assert told["wanted"] == {SERVICE: after, "new": engine.spec_digest(other)}
     assert told["known_tasks"] == {SERVICE: [f"{SERVICE}.1"], "new": []}
+
+
+class TakenOver:
+    """An engine where somebody else has the lock by now; whatever would change something raises AttributeError."""
+
+    def label_config(self, config_id: str, state: dict[str, Any]) -> None:
+        raise engine.EngineError(f"config {config_id} not found", 404)
+
+    def service(self, name: str) -> dict[str, Any] | None:
+        if name.endswith("-next"):
+            return None
+        return {"Spec": spec("new"), "PreviousSpec": spec("old"), "Version": {"Index": 1}}
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (lock, {"action": "refresh", "id": "ours"}),
+        (stack, {"stack": "lyttlenginx", "compose": []}),
+        (mode, {"mode": {"kind": "replicated"}}),
+        (rollout, {"action": "next"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_whoever_lost_the_lock_says_so_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, module: Any, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(module, "Engine", lambda _: TakenOver())
+    told = modules.call(module, lock_id="ours", **options)
+    assert told["failed"]
+    assert told["lock_lost"]
+    assert "was taken over by somebody else" in told["msg"]
+    assert not told.get("changed")
+
+
+def test_whoever_lost_the_lock_meanwhile_puts_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "Engine", lambda _: TakenOver())
+    back = {SERVICE: engine.spec_digest(spec("old"))}
+    options = {"docker_host": None, "service": SERVICE, "http_port": 80, "https_port": 443, "lock_id": "ours",
+               "lock_seconds": 600, "known_tasks": [], "put_back": back}  # fmt: skip
+    with pytest.raises(engine.LockLost):
+        rollout.Rollout(options)._put_back()
 
 
 def test_a_record_is_its_data_with_the_outcome_laid_over_it() -> None:

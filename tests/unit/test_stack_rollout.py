@@ -92,8 +92,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setattr(rollout, "Engine", lambda _host: swarm)
         defaults = {
             "docker_host": None, "service": "lyttlenginx_ports", "http_port": 80, "https_port": 443, "addresses": {},
-            "only": [], "lock_id": "", "baseline": [], "wanted": "", "known_tasks": [], "node_seconds": 10,
-            "proven": [], "proof_seconds": 15, "put_back": {},
+            "only": [], "lock_id": "", "lock_seconds": 600, "baseline": [], "wanted": "", "known_tasks": [],
+            "node_seconds": 10, "proven": [], "proof_seconds": 15, "put_back": {},
         }  # fmt: skip
         result: dict[str, Any] = getattr(rollout.Rollout({**defaults, **options}), action)()
         return result

@@ -59,6 +59,10 @@ nodes:
   description: Host names where the service runs now.
   type: list
   returned: success
+lock_lost:
+  description: Whether it failed because somebody else has the deploy lock.
+  type: bool
+  returned: failure
 """
 
 import base64
@@ -69,10 +73,17 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, Orphaned, check_parent, mode_of, timestamp
+from ansible.module_utils.lyttle_engine import (
+    ARGUMENT,
+    Engine,
+    EngineError,
+    HeldLock,
+    LockLost,
+    Orphaned,
+    check_parent,
+    mode_of,
+)
 from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures, logs_of
-
-_LOCK_REFRESH = 15.0  # seconds
 
 
 class Replacement:
@@ -83,7 +94,7 @@ class Replacement:
         self._engine = Engine(options["docker_host"])
         self._name: str = options["service"]
         self._twin = f"{self._name}-next"
-        self._refreshed = 0.0
+        self._lock = HeldLock(self._engine, options["lock_id"], options["lock_seconds"])
 
     def due(self) -> bool:
         """Whether there is anything to do."""
@@ -107,14 +118,14 @@ class Replacement:
             spec = self._spec(service["Spec"], self._options["mode"])
             if twin:
                 self._remove(self._twin)
-            self._ours()
             self._create({**spec, "Name": self._twin})
             try:
                 self._wait(self._twin)
+            except LockLost:
+                raise  # the twin is somebody else's to finish
             except EngineError as exc:
                 self._remove(self._twin)
                 raise EngineError(f"{exc}. The service was left as it is") from exc
-            self._ours()
             self._remove(self._name)
         else:
             assert twin is not None
@@ -148,6 +159,7 @@ class Replacement:
         constraints = service["Spec"]["TaskTemplate"].get("Placement", {}).get("Constraints") or []
         if pin in constraints:
             constraints.remove(pin)
+            self._lock.hold()
             self._engine.update_service(service, service["Spec"])
 
     def nodes(self) -> list[str]:
@@ -168,9 +180,11 @@ class Replacement:
                 "serveraddress": self._options["registry"],
             }
             headers["X-Registry-Auth"] = base64.urlsafe_b64encode(json.dumps(login).encode()).decode()
+        self._lock.hold()
         self._engine.call("POST", "/services/create", body=spec, headers=headers)
 
     def _remove(self, name: str) -> None:
+        self._lock.hold()
         try:
             self._engine.call("DELETE", f"/services/{name}")
         except EngineError as exc:
@@ -200,17 +214,9 @@ class Replacement:
             time.sleep(0.5)
         raise EngineError(f"{name} was not healthy within {self._options['seconds']} s")
 
-    def _ours(self) -> None:
-        """Before a step: the lock is still ours. Raises EngineError when somebody took it over."""
-        self._refreshed = 0.0
-        self._tick()
-
     def _tick(self) -> None:
         check_parent()
-        if self._options["lock_id"] and time.monotonic() - self._refreshed > _LOCK_REFRESH:
-            state = {"expires_at": timestamp(time.time() + self._options["lock_seconds"])}
-            self._engine.label_config(self._options["lock_id"], state)
-            self._refreshed = time.monotonic()
+        self._lock.keep()
 
 
 def main() -> None:
@@ -237,7 +243,7 @@ def main() -> None:
     except Orphaned:
         os._exit(1)  # nobody reads this any more; the next run goes on from here
     except EngineError as exc:
-        module.fail_json(msg=str(exc))
+        module.fail_json(msg=str(exc), lock_lost=isinstance(exc, LockLost))
 
 
 if __name__ == "__main__":

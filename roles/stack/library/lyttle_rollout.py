@@ -117,6 +117,10 @@ put_back:
   description: Whether the old specs were put back in this call.
   type: bool
   returned: next
+lock_lost:
+  description: Whether it failed because somebody else has the deploy lock.
+  type: bool
+  returned: failure
 """
 
 import os
@@ -129,16 +133,16 @@ from ansible.module_utils.lyttle_engine import (
     ARGUMENT,
     Engine,
     EngineError,
+    HeldLock,
+    LockLost,
     Orphaned,
     check_parent,
     mode_of,
     spec_digest,
-    timestamp,
 )
 from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures, logs_of, meets
 
 _POLL = 0.5  # seconds between two looks at the tasks
-_LOCK_REFRESH = 15.0  # seconds
 _BUSY = ("updating", "rollback_started")
 
 
@@ -151,7 +155,7 @@ class Rollout:
         self._name: str = options["service"]
         self._ports = proof.Ports(options["http_port"], options["https_port"])
         self._started = time.monotonic()
-        self._refreshed = 0.0
+        self._lock = HeldLock(self._engine, options["lock_id"], options["lock_seconds"])
         known = options["known_tasks"]
         self._known_tasks = None if known is None else set(known)
         self._told: dict[str, str] = {}  # why tasks failed, by their ids, since Swarm soon forgets them
@@ -159,16 +163,7 @@ class Rollout:
     def _tick(self) -> None:
         """Between two steps: does the play still live, and the lock?"""
         check_parent()
-        lock, at = self._options["lock_id"], time.monotonic()
-        if lock and at - self._refreshed > _LOCK_REFRESH:
-            state = {"expires_at": timestamp(time.time() + self._options["lock_seconds"])}
-            try:
-                self._engine.label_config(lock, state)
-            except EngineError as exc:
-                if exc.status == 404:
-                    raise EngineError("The deploy lock was taken over by somebody else: this deploy stops") from exc
-                raise
-            self._refreshed = at
+        self._lock.keep()
 
     def _service(self) -> dict[str, Any]:
         service = self._engine.service(self._name)
@@ -296,6 +291,7 @@ class Rollout:
             if spec_digest(service.get("PreviousSpec") or {}) != wanted:
                 return False
             services.append(service)
+        self._lock.hold()
         for service in services:
             self._engine.update_service(service, service["Spec"], rollback=True)
         return bool(services)
@@ -474,7 +470,7 @@ def main() -> None:
     except Orphaned:
         os._exit(1)  # nobody reads this any more; the next deploy takes over
     except EngineError as exc:
-        module.fail_json(msg=str(exc))
+        module.fail_json(msg=str(exc), lock_lost=isinstance(exc, LockLost))
     if result.get("outcome", "proved") != "proved":
         module.fail_json(msg=result["reason"], **result)
     module.exit_json(changed=False, **result)

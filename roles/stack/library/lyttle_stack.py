@@ -37,6 +37,14 @@ options:
     description: The user's password or token. It stands in a file of a temporary folder while docker runs.
     type: str
     default: ""
+  lock_id:
+    description: The deploy lock, refreshed before anything is changed.
+    type: str
+    default: ""
+  lock_seconds:
+    description: Its time.
+    type: int
+    default: 600
   docker_host:
     description: The engine's socket, as unix:///var/run/docker.sock.
     type: str
@@ -63,6 +71,10 @@ known_tasks:
   description: Ids of each service's tasks before it.
   type: dict
   returned: success
+lock_lost:
+  description: Whether it failed because somebody else has the deploy lock.
+  type: bool
+  returned: failure
 """
 
 import base64
@@ -73,7 +85,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, spec_digest
+from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, HeldLock, LockLost, spec_digest
 
 _LABEL = "com.docker.stack.image"
 _DEADLINE = 120  # seconds for docker stack deploy, which only writes specs
@@ -146,6 +158,8 @@ def main() -> None:
             "registry": {"type": "str", "default": ""},
             "username": {"type": "str", "default": ""},
             "password": {"type": "str", "default": "", "no_log": True},
+            "lock_id": {"type": "str", "default": ""},
+            "lock_seconds": {"type": "int", "default": 600},
             **ARGUMENT,
         },
     )
@@ -153,6 +167,7 @@ def main() -> None:
     engine = Engine(options["docker_host"])
     problem = ""
     try:
+        HeldLock(engine, options["lock_id"], options["lock_seconds"]).hold()
         tell_images(engine, options["stack"])
         before = digests(engine, options["stack"])
         tasks = {name: [task["ID"] for task in engine.tasks(name)] for name in before}
@@ -162,7 +177,8 @@ def main() -> None:
             problem = str(exc)
         after = digests(engine, options["stack"])
     except EngineError as exc:
-        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}")
+        lost = isinstance(exc, LockLost)
+        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}", lock_lost=lost)
     changed = sorted(name for name in after if before.get(name) != after[name])
     known = {name: tasks.get(name, []) for name in after}
     result = {"changed": bool(changed), "services": changed, "specs": before, "wanted": after, "known_tasks": known}
