@@ -19,6 +19,7 @@ FACTS = {
     "stack_lock": {"lock": {"id": ""}},
     "stack_node_seconds": 1,
 }
+CHANGED = {"changed": True, "services": ["lyttlenginx_ports"]}
 ENGINE = {"/configs": [], "/services": [HELD], "/services/lyttlenginx_ports": HELD, "/nodes": [], "/tasks": []}
 
 
@@ -57,7 +58,7 @@ def put_back(
 
 @pytest.mark.parametrize("changed", ["stack_deployed", "stack_ports_deployed"])
 def test_what_is_known_of_the_nodes_is_said(tmp_path: Path, changed: str) -> None:
-    code, told = put_back(tmp_path, ENGINE, **{changed: {"services": ["lyttlenginx_ports"]}})
+    code, told = put_back(tmp_path, ENGINE, **{changed: CHANGED})
     assert code == 1, told
     assert (
         "n1 answers 502. The old version is NOT back on every node (The service lyttlenginx_lyttlenginx does not exist;"
@@ -69,8 +70,7 @@ def test_whoever_lost_the_lock_leaves_the_cluster_to_the_one_who_has_it(tmp_path
     # What runs differs from the last good release: whoever has the lock would deploy that one again.
     good = config(1, version="1.0.0", image="i", specs={"lyttlenginx_ports": "another"})
     lost: dict[str, object] = {"lyttle_lock": {"action": "refresh", "id": "gone"}}
-    deployed = {"services": ["lyttlenginx_ports"]}
-    code, told = put_back(tmp_path, {**ENGINE, "/configs": [good]}, lost, stack_deployed=deployed)
+    code, told = put_back(tmp_path, {**ENGINE, "/configs": [good]}, lost, stack_deployed=CHANGED)
     assert code == 1, told
     assert (
         "this deploy stops here. Nothing was put back, since the cluster is theirs now;"

@@ -208,6 +208,19 @@ def test_a_deploy_tells_what_it_found_and_what_it_made(monkeypatch: pytest.Monke
     assert told["known_tasks"] == {SERVICE: [f"{SERVICE}.1"], "new": []}
 
 
+def test_a_deploy_after_which_swarm_answers_no_more_counts_as_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stack_services(_: str) -> list[dict[str, Any]]:
+        if begun:
+            raise engine.EngineError("no leader", 503)
+        return []
+
+    begun: list[bool] = []
+    monkeypatch.setattr(stack, "Engine", lambda _: SimpleNamespace(stack_services=stack_services))
+    monkeypatch.setattr(stack, "deploy", lambda _: begun.append(True))
+    told = modules.call(stack, stack="lyttlenginx", compose=[])
+    assert (told["failed"], told["changed"]) == (True, True)
+
+
 class TakenOver:
     """An engine where somebody else has the lock by now; whatever would change something raises AttributeError."""
 

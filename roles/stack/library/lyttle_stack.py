@@ -165,12 +165,13 @@ def main() -> None:
     )
     options: dict[str, Any] = module.params
     engine = Engine(options["docker_host"])
-    problem = ""
+    problem, begun = "", False
     try:
         HeldLock(engine, options["lock_id"], options["lock_seconds"]).hold()
         tell_images(engine, options["stack"])
         before = digests(engine, options["stack"])
         tasks = {name: [task["ID"] for task in engine.tasks(name)] for name in before}
+        begun = True
         try:
             deploy(options)
         except EngineError as exc:
@@ -178,7 +179,8 @@ def main() -> None:
         after = digests(engine, options["stack"])
     except EngineError as exc:
         lost = isinstance(exc, LockLost)
-        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}", lock_lost=lost)
+        # When it does not answer any more, whether a service was changed cannot be told.
+        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}", changed=begun, lock_lost=lost)
     changed = sorted(name for name in after if before.get(name) != after[name])
     known = {name: tasks.get(name, []) for name in after}
     result = {"changed": bool(changed), "services": changed, "specs": before, "wanted": after, "known_tasks": known}
