@@ -48,6 +48,39 @@ def test_without_a_name_the_release_before_that_differs_and_succeeded_is_meant()
     assert release.find(history[:2], "") is None
 
 
+def test_one_rollback_after_the_other_walks_back_and_never_to_what_was_left() -> None:
+    history = [record(3, "3.0.0"), record(2, "2.0.0"), record(1, "1.0.0")]
+    assert release.find(history, "")["number"] == 2
+    history.insert(0, record(4, "2.0.0", back_to=2))
+    assert release.find(history, "")["number"] == 1
+    # The same release with other secrets, on one node only, or with a new holder of the ports is where it was.
+    history.insert(0, record(5, "2.0.0", transient=True, inputs={"compose": ["both keys"]}))
+    history.insert(0, record(6, "2.0.0"))
+    assert release.find(history, "")["number"] == 1
+    moved = record(7, "2.0.0", back_to=2)
+    moved["inputs_digest"] = "another holder"
+    assert release.find([moved, *history], "")["number"] == 1
+    history.insert(0, record(7, "1.0.0", back_to=1))
+    assert release.find(history, "") is None
+
+
+def test_a_release_after_a_rollback_goes_back_to_what_ran_before_it() -> None:
+    history = [record(5, "4.0.0"), record(4, "2.0.0", back_to="2"), record(3, "3.0.0"), record(2, "2.0.0")]
+    history.append(record(1, "1.0.0"))
+    assert release.find(history, "")["number"] == 4
+    history.insert(0, record(6, "2.0.0", back_to=4))
+    assert release.find(history, "")["number"] == 1
+    # What was gone back to may be forgotten by now.
+    assert release.find([r for r in history if r["number"] != 2], "")["number"] == 1
+
+
+def test_a_version_may_be_a_number() -> None:
+    history = [record(3, "3.0.0"), record(2, "20240601"), record(1, "3")]
+    assert release.find(history, "20240601")["number"] == 2
+    assert release.find(history, "3")["number"] == 1
+    assert release.find(history, "2")["number"] == 2
+
+
 def test_a_release_with_other_settings_is_another_release_one_with_other_secrets_is_not() -> None:
     inputs = record(1, "1.0.0")["inputs"]
     louder = {**inputs, "variables": {**inputs["variables"], "LOG_LEVEL": "DEBUG"}}

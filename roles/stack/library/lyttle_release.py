@@ -54,7 +54,8 @@ options:
     elements: dict
     default: []
   to:
-    description: A version, a release number or an image; empty means the previous release that succeeded.
+    description: An image, a version or a release number; empty means the release before the one that runs, or before
+      the one that was gone back to.
     type: str
     default: ""
   keep:
@@ -270,17 +271,33 @@ def finish(engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def find(all_records: list[dict[str, Any]], to: str) -> dict[str, Any] | None:
-    """The record that `to` names: a number, else an image, else a version (newest first). Without `to`: the newest
-    good one that differs from what the newest good one deployed."""
+    """The record that `to` names: an image, else a version (newest first), else a number: a version may be one. Without
+    `to`: the one before what the newest good one deployed."""
     good = [record for record in all_records if record.get("result") == SUCCEEDED and record.get("inputs")]
     if not to:
-        before = (r for r in good[1:] if r["inputs_digest"] != good[0]["inputs_digest"] and not r.get("transient"))
-        return next(before, None)
-    if to.isdigit():
-        return next((r for r in all_records if r["number"] == int(to) and r.get("inputs")), None)
+        return before(good)
     good = [record for record in good if not record.get("transient")]
     named = [r for r in good if to in (r["image"], r["image"].partition("@")[0])]
-    return next(iter(named or [r for r in good if r["version"] == to]), None)
+    named = named or [r for r in good if r["version"] == to]
+    if not named and to.isdigit():
+        named = [r for r in all_records if r["number"] == int(to) and r.get("inputs")]
+    return next(iter(named), None)
+
+
+def before(good: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of good records, newest first, the one before what the newest deployed. A release that was gone back to stands
+    where it stood: what came after it is not gone back to, so that one rollback after the other walks back."""
+    at = good[0]["number"] if good else 0
+    same_release = {good[0]["inputs_digest"]} if good else set()
+    for record in good:
+        if record["number"] > at:
+            continue
+        if record["number"] == at or record["inputs_digest"] in same_release:
+            same_release.add(record["inputs_digest"])
+            at = int(record.get("back_to") or record["number"])
+        elif not record.get("transient"):
+            return record
+    return None
 
 
 def main() -> None:
