@@ -48,6 +48,36 @@ def test_without_a_name_the_release_before_that_differs_and_succeeded_is_meant()
     assert release.find(history[:2], "") is None
 
 
+def test_what_should_run_and_what_to_go_back_to_is_never_forgotten() -> None:
+    def forgotten(history: list[dict[str, Any]], keep: int) -> list[int]:
+        return [each["number"] for each in release.forgotten(history, keep)]
+
+    failed = [record(number, "9.0.0", "failed") for number in range(60, 5, -1)]
+    history = [*failed, record(5, "3.0.0"), record(4, "2.0.0"), record(3, "1.0.0")]
+    assert forgotten(history, 50) == [10, 9, 8, 7, 6, 3]
+    assert forgotten([record(2, "2.0.0"), record(1, "1.0.0")], 1) == []
+    again = [record(4, "2.0.0"), record(3, "2.0.0"), record(2, "2.0.0"), record(1, "1.0.0")]
+    assert forgotten(again, 0) == [2]
+
+
+def test_a_release_that_ends_is_counted_by_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config(number: int, result: str) -> dict[str, Any]:
+        data = base64.b64encode(json.dumps(record(number, f"{number}.0.0", result)).encode()).decode()
+        return {"ID": f"c{number}", "Spec": {"Name": f"lyttlenginx_release_{number}", "Data": data}}
+
+    removed: list[str] = []
+    swarm = SimpleNamespace(
+        configs=lambda _: [config(3, "running"), config(2, "succeeded"), config(1, "succeeded")],
+        label_config=lambda *_: None,
+        remove_config=removed.append,
+        stack_services=lambda _: [],
+    )
+    monkeypatch.setattr(release, "Engine", lambda _: swarm)
+    told = modules.call(release, action="finish", number=3, result="succeeded", keep=1)
+    assert told["release"]["result"] == "succeeded"
+    assert removed == ["c1"]
+
+
 def test_one_rollback_after_the_other_walks_back_and_never_to_what_was_left() -> None:
     history = [record(3, "3.0.0"), record(2, "2.0.0"), record(1, "1.0.0")]
     assert release.find(history, "")["number"] == 2

@@ -13,7 +13,7 @@ options:
   action:
     description:
       - V(start) writes a record with the result C(running), after a change by hand got a record of its own.
-      - V(finish) writes its outcome and removes all but the newest O(keep).
+      - V(finish) writes its outcome and removes all but the newest O(keep), what should run, and what to go back to.
       - V(interrupt) marks records that still run while nobody holds the lock.
       - V(list) tells all, newest first; V(find) the one that O(to) names.
       - V(plan) tells whether deploying O(record) would change anything.
@@ -265,9 +265,18 @@ def finish(engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
         "specs": {name: spec_digest(spec) for name, spec in live(engine, options["stack"]).items()},
     }
     engine.label_config(record["id"], state)
-    for old in all_records[options["keep"] :]:
+    record.update(state)
+    for old in forgotten(all_records, options["keep"]):
         engine.remove_config(old["id"])
-    return {**record, **state}
+    return record
+
+
+def forgotten(all_records: list[dict[str, Any]], keep: int) -> list[dict[str, Any]]:
+    """Records beyond the newest `keep`. What should run, the good one before it and what a rollback goes to stay,
+    however many failed since."""
+    good = [record for record in all_records if record.get("result") == SUCCEEDED]
+    stay = [*good[:2], find(all_records, "")]
+    return [record for record in all_records[max(keep, 0) :] if record not in stay]
 
 
 def find(all_records: list[dict[str, Any]], to: str) -> dict[str, Any] | None:
