@@ -125,3 +125,24 @@ def test_a_play_that_deploys_twice_does_not_take_itself_for_somebody_else(deploy
     _, told = deploy.run(known, stack_own_release=2)
     assert "meanwhile" not in told
     assert deploy.images[:2] == ["lyttle-ops:a", "lyttle-ops:b"], told
+
+
+def test_a_second_deploy_of_a_play_is_not_told_by_the_first(deploy: Deploy) -> None:
+    known, newer = release(1, "lyttle-ops:a"), release(2, "lyttle-ops:c")
+    deploy.configs += [config(known), config(newer)]
+    did = {"changed": True, "services": [NODE]}
+    first = {"stack_release": {"release": known}, "stack_deployed": did, "stack_mode_changed": did}
+    code, told = deploy.run(known, **first, stack_plan={"newest": known}, stack_own_release=1)
+    assert (code, "run it again. Nothing more was changed" in told) == (1, True), told
+    assert deploy.images == ["lyttle-ops:a"]
+    assert "Labels" not in deploy.configs[0]["Spec"]  # where it would stand that release 1 failed
+
+
+@pytest.mark.parametrize("runs", ["lyttle-ops:a", "lyttle-ops:by-hand"])
+def test_a_deploy_that_fails_goes_back_to_what_served_before(tmp_path: Path, runs: str) -> None:
+    deploy, known = Deploy(tmp_path, runs), release(1, "lyttle-ops:a")
+    deploy.configs.append(config(known))
+    code, told = deploy.run(known)
+    assert "No node that is ready and active may run the service" in told
+    assert deploy.images == [runs, "lyttle-ops:b", runs], told
+    assert code == 1  # without a node nobody was seen serving

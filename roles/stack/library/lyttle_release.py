@@ -76,6 +76,10 @@ release:
   description: The record written or found.
   type: dict
   returned: start, finish, find
+newest:
+  description: The newest record that succeeded, before the one written.
+  type: dict
+  returned: start, list, find, plan
 releases:
   description: All records without what a deploy needs, newest first.
   type: list
@@ -340,11 +344,13 @@ def main() -> None:
             module.exit_json(changed=bool(marked), interrupted=marked)
         if action == "start":
             if module.check_mode:
-                module.exit_json(changed=False, release={**options["record"], "number": 0})
+                newest = newest_good(records(engine, prefix))
+                module.exit_json(changed=False, release={**options["record"], "number": 0}, newest=newest)
             by_hand = adopt(engine, options)
+            newest = newest_good(records(engine, prefix))
             record = write(engine, prefix, options["record"], {"result": RUNNING, "nodes": []})
             # A record says that something is going on; whether anything changed, the services tell.
-            module.exit_json(changed=False, release=record, by_hand=by_hand and shown(by_hand))
+            module.exit_json(changed=False, release=record, newest=newest, by_hand=by_hand and shown(by_hand))
         if action == "finish":
             if module.check_mode:
                 module.exit_json(changed=False, release={})
