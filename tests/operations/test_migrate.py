@@ -1,15 +1,16 @@
 """The switch from the old server: not to know whether it runs is not "it is stopped"; a failed one leaves no label."""
 
-import base64
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.fake_engine import Configs, fake_engine
+from tests.support.fake_engine import config, fake_engine
 from tests.support.operator import LOCAL, ROOT, Checkout, checkout
 
 NOTHING: dict[str, list[object]] = {"imported": [], "present": [], "refused": []}
@@ -33,14 +34,13 @@ def migrate(
     host: str = LOCAL,
     swarm: str = "n1",
     updates: str = "true",
-    configs: Configs | None = None,
+    configs: Sequence[dict[str, Any]] = (),
 ) -> tuple[list[str], str]:
     """The commands that Docker was given, and what was said.
 
     `sees` and `updates`: what `docker inspect` of the old server and `docker node update` do.
     """
-    configs = configs if configs is not None else Configs()
-    held = list(configs.kept)
+    kept = list(configs)
     log = work.folder / "commands"
     log.write_text("")
     work.folder.joinpath("docker").write_text(
@@ -58,8 +58,7 @@ esac
     work.folder.joinpath("docker").chmod(0o755)
     text = f"n1 {LOCAL} ansible_host=127.0.0.1\nold {host}\n[managers]\nn1\n[swarm]\n{swarm}\n"
     (work.folder / "inventory.ini").write_text(text)
-    answers: dict[str, object] = {"/services": []}
-    with fake_engine(work.folder.parent / "s", answers, configs) as engine:
+    with fake_engine(work.folder.parent / "s", {"/services": [], "/configs": kept}) as engine:
         plays = [
             {"hosts": "n1", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": {"stack_instance": RUNS}}]},
             {
@@ -88,7 +87,7 @@ esac
             timeout=90,
             check=False,
         )
-    assert list(configs.kept) == held  # the lock is released, whatever came of it
+    assert kept == list(configs)  # the lock is released, whatever came of it
     return log.read_text().splitlines(), " ".join((done.stdout + done.stderr).replace("\\n", " ").split())
 
 
@@ -144,10 +143,8 @@ def test_removing_says_what_it_does_not_know_and_what_it_did_not_find(work: Chec
 
 
 def test_a_switch_waits_for_no_deploy_of_somebody_else(work: Checkout) -> None:
-    configs = Configs()
     lock = {"owner": "ann@desk", "host": "another", "reason": "1.2.3", "expires_at": "2999-01-01T00:00:00Z"}
-    data = base64.b64encode(json.dumps({**lock, "started_at": "2026-01-01T00:00:00Z"}).encode()).decode()
-    configs.create({"Name": "lyttlenginx_deploy_lock", "Data": data})
-    commands, said = migrate(work, "switch", "echo true", configs=configs)
+    held = config("lyttlenginx_deploy_lock", {**lock, "started_at": "2026-01-01T00:00:00Z"})
+    commands, said = migrate(work, "switch", "echo true", configs=[held])
     assert commands == []
     assert "Refused: ann@desk has the deploy lock since 2026-01-01T00:00:00Z (1.2.3)." in said

@@ -1,7 +1,5 @@
 """A host that does not prove itself is no node: its label is set back, and what failed there before does not count."""
 
-import base64
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from tests.support.fake_engine import Configs, fake_engine
+from tests.support.fake_engine import config, fake_engine
 from tests.support.operator import LOCAL, ROOT, Checkout, checkout
 
 SERVICE = "lyttlenginx_lyttlenginx"
@@ -75,17 +73,16 @@ def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: st
     role = {"name": "stack", "tasks_from": "node_add.yml"}
     variables = {"stack_node": "n4", "stack_node_seconds": 3}
     path = f"{work.folder}:/usr/bin:/bin"
-    configs = Configs()
-    data = base64.b64encode(json.dumps({**RECORD, "specs": {}}).encode()).decode()
-    configs.create({"Name": "lyttlenginx_release_1", "Data": data})
+    configs = [config("lyttlenginx_release_1", {**RECORD, "specs": {}})]
     answers = {
         f"/images/{quote(IMAGE)}/json": {"Id": "sha256:0123456789abcdef"},
         "/services": [LIVE],
         f"/services/{SERVICE}": LIVE,
         "/nodes": [NODE],
         "/tasks": tasks,
+        "/configs": configs,
     }
-    with fake_engine(work.folder.parent / "s", answers, configs) as host:
+    with fake_engine(work.folder.parent / "s", answers) as host:
         environment = {"PATH": path, "DOCKER_HOST": host, "COMMANDS": str(log)}
         plays = [
             {"hosts": "n4", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": {"swarm_info": member}}]},
@@ -106,7 +103,7 @@ def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: st
             timeout=90,
             check=False,
         )
-    names = [each["Spec"]["Name"] for each in configs.kept.values()]
+    names = [each["Spec"]["Name"] for each in configs]
     assert names == ["lyttlenginx_release_1"]  # the lock is released, whatever came of it
     return log.read_text().splitlines(), " ".join((done.stdout + done.stderr).replace("\\n", " ").split())
 

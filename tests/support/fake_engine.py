@@ -1,8 +1,8 @@
-"""A Docker engine that only answers questions, on a unix socket: for what a playbook concludes, without a Swarm.
+"""A Docker engine on a unix socket that only answers questions, and keeps Swarm's configs, in which the deploy lock and
+the history stand: for what a playbook concludes, without a Swarm."""
 
-It may keep Swarm's configs as well, in which the deploy lock and the history stand.
-"""
-
+import base64
+import itertools
 import json
 import socketserver
 import threading
@@ -12,63 +12,56 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+_numbers = itertools.count(1)
 
-class Configs:
-    """Configs by id, as Swarm keeps them: a name is taken once, and only labels change."""
 
-    def __init__(self) -> None:
-        self.kept: dict[str, dict[str, Any]] = {}
-        self._made = 0
-        self._mutex = threading.Lock()
-
-    def create(self, spec: Mapping[str, Any]) -> str | None:
-        """The new config's id; None when the name is taken."""
-        with self._mutex:
-            if any(each["Spec"]["Name"] == spec["Name"] for each in self.kept.values()):
-                return None
-            self._made += 1
-            self.kept[f"c{self._made}"] = {"ID": f"c{self._made}", "Version": {"Index": 1}, "Spec": dict(spec)}
-            return f"c{self._made}"
-
-    def answer(self, method: str, path: str, body: Any) -> tuple[int, object]:
-        """HTTP status and content of a call below /configs."""
-        if path == "/configs":
-            return 200, list(self.kept.values())
-        if path == "/configs/create":
-            made = self.create(body)
-            return (201, {"ID": made}) if made else (409, {"message": "the name is taken"})
-        name = path.split("/")[2]
-        with self._mutex:
-            if name not in self.kept:
-                return 404, {"message": f"config {name} not found"}
-            if method == "DELETE":
-                return 200, self.kept.pop(name)
-            if method == "POST":
-                self.kept[name]["Spec"] = body
-            return 200, self.kept[name]
+def config(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as Swarm lists it, holding `document`."""
+    spec = {"Name": name, "Data": base64.b64encode(json.dumps(document).encode()).decode()}
+    return {"ID": f"made{next(_numbers)}", "Version": {"Index": 1}, "Spec": spec}
 
 
 @contextmanager
-def fake_engine(path: Path, answers: Mapping[str, object], configs: Configs | None = None) -> Iterator[str]:
-    """`answers` by path, without its query; 404 to everything else. Yields its DOCKER_HOST."""
+def fake_engine(path: Path, answers: Mapping[str, object]) -> Iterator[str]:
+    """`answers` by path, without its query, a function is asked; 404 to everything else. The list at /configs, if there
+    is one, is added to and changed: a name is taken once. Yields its DOCKER_HOST."""
+    configs: Any = answers.get("/configs", [])
+    mutex = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.path.partition("?")[0]
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
-            if configs is not None and asked.startswith("/configs"):
-                status, found = configs.answer(self.command, asked, body)
-            else:
-                known = answers.get(asked) if self.command == "GET" else None
-                status, found = (404, {"message": "not found"}) if known is None else (200, known)
-            content = json.dumps(found).encode()
-            self.send_response(status)
+            where = self.path.partition("?")[0]
+            found = answers.get(where, _config(configs, where))
+            self._answer(found() if callable(found) else found)
+
+        def do_POST(self) -> None:
+            where = self.path.partition("?")[0]
+            spec = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with mutex:
+                if where != "/configs/create":
+                    found = _config(configs, where.removesuffix("/update"))
+                    if found:
+                        found["Spec"] = spec
+                    self._answer(found)
+                elif any(each["Spec"]["Name"] == spec["Name"] for each in configs):
+                    self._answer({"message": "the name is taken"}, 409)
+                else:
+                    configs.append({"ID": f"made{next(_numbers)}", "Version": {"Index": 1}, "Spec": spec})
+                    self._answer(configs[-1], 201)
+
+        def do_DELETE(self) -> None:
+            with mutex:
+                found = _config(configs, self.path)
+                if found:
+                    configs.remove(found)
+                self._answer(found)
+
+        def _answer(self, found: object, status: int = 200) -> None:
+            content = json.dumps({"message": "not found"} if found is None else found).encode()
+            self.send_response(404 if found is None else status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
-
-        do_POST = do_DELETE = do_GET
 
         def address_string(self) -> str:
             return "unix"
@@ -85,3 +78,7 @@ def fake_engine(path: Path, answers: Mapping[str, object], configs: Configs | No
             server.shutdown()
             thread.join()
             path.unlink()
+
+
+def _config(configs: list[dict[str, Any]], path: str) -> dict[str, Any] | None:
+    return next((config for config in configs if path == f"/configs/{config['ID']}"), None)

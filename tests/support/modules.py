@@ -4,6 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NoReturn
+from unittest.mock import patch
 
 import pytest
 
@@ -21,6 +23,31 @@ def load(name: str) -> ModuleType:
     if name in _UTILS:
         return sys.modules[f"ansible.module_utils.{name}"]
     return _load(name, _ROLE / "library" / f"{name}.py")
+
+
+class _Ended(Exception):
+    """The module has said what it has to say."""
+
+
+def call(module: ModuleType, **options: Any) -> dict[str, Any]:
+    """What the module answers to these options, as a playbook would see it; `failed` when it fails."""
+
+    class Module:
+        check_mode = False
+
+        def __init__(self, argument_spec: dict[str, dict[str, Any]], **_: object) -> None:
+            self.params = {name: options.get(name, about.get("default")) for name, about in argument_spec.items()}
+
+        def exit_json(self, **result: Any) -> NoReturn:
+            raise _Ended(result)
+
+        def fail_json(self, **result: Any) -> NoReturn:
+            raise _Ended({**result, "failed": True})
+
+    with patch.object(module, "AnsibleModule", Module), pytest.raises(_Ended) as ended:
+        module.main()
+    answer: dict[str, Any] = ended.value.args[0]
+    return answer
 
 
 def _load(name: str, path: Path) -> ModuleType:

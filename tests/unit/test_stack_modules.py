@@ -6,15 +6,17 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from lyttle_ops.deploy.owner import owner
 from tests.support import modules
-from tests.support.fake_engine import Configs, fake_engine
+from tests.support.fake_engine import fake_engine
 
 release, lock, secrets, image = (modules.load(f"lyttle_{name}") for name in ("release", "lock", "secrets", "image"))
+mode, rollout, stack = (modules.load(f"lyttle_{name}") for name in ("mode", "rollout", "stack"))
 engine, tasks = modules.load("lyttle_engine"), modules.load("lyttle_tasks")
 
 SERVICE = "lyttlenginx_lyttlenginx"
@@ -45,6 +47,69 @@ def test_without_a_name_the_release_before_that_differs_and_succeeded_is_meant()
     history = [record(5, "2.0.0"), record(4, "2.0.0"), record(3, "1.1.0", "failed"), record(2, "1.0.0")]
     assert release.find(history, "")["number"] == 2
     assert release.find(history[:2], "") is None
+
+
+def test_what_should_run_and_what_to_go_back_to_is_never_forgotten() -> None:
+    def forgotten(history: list[dict[str, Any]], keep: int) -> list[int]:
+        return [each["number"] for each in release.forgotten(history, keep)]
+
+    failed = [record(number, "9.0.0", "failed") for number in range(60, 5, -1)]
+    history = [*failed, record(5, "3.0.0"), record(4, "2.0.0"), record(3, "1.0.0")]
+    assert forgotten(history, 50) == [10, 9, 8, 7, 6, 3]
+    assert forgotten([record(2, "2.0.0"), record(1, "1.0.0")], 1) == []
+    again = [record(4, "2.0.0"), record(3, "2.0.0"), record(2, "2.0.0"), record(1, "1.0.0")]
+    assert forgotten(again, 0) == [2]
+
+
+def test_a_release_that_ends_is_counted_by_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config(number: int, result: str) -> dict[str, Any]:
+        data = base64.b64encode(json.dumps(record(number, f"{number}.0.0", result)).encode()).decode()
+        return {"ID": f"c{number}", "Spec": {"Name": f"lyttlenginx_release_{number}", "Data": data}}
+
+    removed: list[str] = []
+    swarm = SimpleNamespace(
+        configs=lambda _: [config(3, "running"), config(2, "succeeded"), config(1, "succeeded")],
+        label_config=lambda *_: None,
+        remove_config=removed.append,
+        stack_services=lambda _: [],
+    )
+    monkeypatch.setattr(release, "Engine", lambda _: swarm)
+    told = modules.call(release, action="finish", number=3, result="succeeded", keep=1)
+    assert told["release"]["result"] == "succeeded"
+    assert removed == ["c1"]
+
+
+def test_one_rollback_after_the_other_walks_back_and_never_to_what_was_left() -> None:
+    history = [record(3, "3.0.0"), record(2, "2.0.0"), record(1, "1.0.0")]
+    assert release.find(history, "")["number"] == 2
+    history.insert(0, record(4, "2.0.0", back_to=2))
+    assert release.find(history, "")["number"] == 1
+    # The same release with other secrets, on one node only, or with a new holder of the ports is where it was.
+    history.insert(0, record(5, "2.0.0", transient=True, inputs={"compose": ["both keys"]}))
+    history.insert(0, record(6, "2.0.0"))
+    assert release.find(history, "")["number"] == 1
+    moved = record(7, "2.0.0", back_to=2)
+    moved["inputs_digest"] = "another holder"
+    assert release.find([moved, *history], "")["number"] == 1
+    history.insert(0, record(7, "1.0.0", back_to=1))
+    assert release.find(history, "") is None
+
+
+def test_a_release_after_a_rollback_goes_back_to_what_ran_before_it() -> None:
+    history = [record(5, "4.0.0"), record(4, "2.0.0", back_to="2"), record(3, "3.0.0"), record(2, "2.0.0")]
+    history.append(record(1, "1.0.0"))
+    assert release.find(history, "")["number"] == 4
+    history.insert(0, record(6, "2.0.0", back_to=4))
+    assert release.find(history, "")["number"] == 1
+    # What was gone back to may be forgotten by now.
+    assert release.find([r for r in history if r["number"] != 2], "")["number"] == 1
+
+
+def test_a_version_may_be_a_number() -> None:
+    history = [record(3, "3.0.0"), record(2, "20240601"), record(1, "3")]
+    assert release.find(history, "20240601")["number"] == 2
+    assert release.find(history, "3")["number"] == 1
+    assert release.find(history, "2")["number"] == 2
 
 
 def test_a_release_with_other_settings_is_another_release_one_with_other_secrets_is_not() -> None:
@@ -101,8 +166,8 @@ def test_a_lock_is_dead_when_its_process_on_this_machine_is_gone_and_never_judge
 def test_a_lock_that_another_machine_holds_is_refused_until_it_expires_and_then_taken_over(tmp_path: Path) -> None:
     ann = {"owner": "ann@desk", "host": "another-machine", "pid": 7, "start_time": "boot:1"}
     options = {"name": "lyttlenginx_deploy_lock", "reason": "1.2.3", "takeover": None}
-    configs = Configs()
-    with fake_engine(tmp_path / "s", {}, configs) as host:
+    configs: list[dict[str, Any]] = []
+    with fake_engine(tmp_path / "s", {"/configs": configs}) as host:
         swarm = engine.Engine(host)
         held = lock.acquire(swarm, {**options, "owner": ann, "seconds": 600}, check_mode=False)
         ours = {**options, "owner": lock.this_owner(), "reason": "1.2.4", "seconds": 600}
@@ -113,7 +178,7 @@ def test_a_lock_that_another_machine_holds_is_refused_until_it_expires_and_then_
         told = str(refused.value)
         assert f"Refused: ann@desk has the deploy lock since {held['started_at']} (1.2.3)" in told
         assert f"held until {held['expires_at']} unless it is refreshed" in told
-        assert list(configs.kept) == [held["id"]]
+        assert [each["ID"] for each in configs] == [held["id"]]
         lock.refresh(swarm, held["id"], -1)  # nobody refreshed it in time
         taken = lock.acquire(swarm, ours, check_mode=False)
         assert taken["taken_over"]["owner"] == "ann@desk"
@@ -225,13 +290,90 @@ def test_a_task_runs_the_service_as_it_is_when_only_the_placement_differs() -> N
 
 
 def test_a_task_that_ended_by_itself_counts_as_failed_one_that_swarm_replaced_does_not() -> None:
-    def task(state: str, at: str) -> dict[str, Any]:
-        return {"CreatedAt": at, "Status": {"State": state}}
+    states = {"t4": "failed", "t3": "shutdown", "t2": "complete", "t1": "failed"}
+    seen = [{"ID": name, "Status": {"State": state}} for name, state in states.items()]
+    assert [each["ID"] for each in tasks.failures(seen, ["t1"])] == ["t4", "t2"]
 
-    since = "2026-01-02T00:00:00Z"
-    seen = [task("failed", "2026-01-02T00:00:01.5Z"), task("shutdown", "2026-01-02T00:00:01Z"), task("complete", since)]
-    seen.append(task("failed", "2026-01-01T00:00:00Z"))
-    assert [each["Status"]["State"] for each in tasks.failures_since(seen, since)] == ["failed", "complete"]
+
+def test_what_a_service_runs_is_the_same_with_other_credentials_a_label_of_the_image_and_after_a_restart() -> None:
+    def digest(force: int = 0, image: str = "i", **container: Any) -> str:
+        template = {"ContainerSpec": {"Image": image, **container}, "ForceUpdate": force}
+        return str(engine.spec_digest({"TaskTemplate": template, "Labels": {"com.docker.stack.image": f"{force}"}}))
+
+    assert digest() == digest(force=1, PullOptions={"RegistryAuth": "x"})
+    assert digest() != digest(image="j")
+    assert digest() != digest(Env=["A=1"])
+
+
+def test_a_deploy_tells_what_it_found_and_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = {SERVICE: spec("a")}
+    swarm = SimpleNamespace(
+        stack_services=lambda _: [{"Spec": each} for each in specs.values()],
+        tasks=lambda name: [{"ID": f"{name}.1"}],
+    )
+    before, after, other = engine.spec_digest(spec("a")), engine.spec_digest(spec("b")), {**spec("c"), "Name": "new"}
+    monkeypatch.setattr(stack, "Engine", lambda _: swarm)
+    monkeypatch.setattr(stack, "deploy", lambda _: specs.update({SERVICE: spec("b"), "new": other}))
+    told = modules.call(stack, stack="lyttlenginx", compose=[])
+    assert told["services"] == [SERVICE, "new"]
+    assert told["specs"] == {SERVICE: before}
+    assert told["wanted"] == {SERVICE: after, "new": engine.spec_digest(other)}
+    assert told["known_tasks"] == {SERVICE: [f"{SERVICE}.1"], "new": []}
+
+
+def test_a_deploy_after_which_swarm_answers_no_more_counts_as_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stack_services(_: str) -> list[dict[str, Any]]:
+        if begun:
+            raise engine.EngineError("no leader", 503)
+        return []
+
+    begun: list[bool] = []
+    monkeypatch.setattr(stack, "Engine", lambda _: SimpleNamespace(stack_services=stack_services))
+    monkeypatch.setattr(stack, "deploy", lambda _: begun.append(True))
+    told = modules.call(stack, stack="lyttlenginx", compose=[])
+    assert (told["failed"], told["changed"]) == (True, True)
+
+
+class TakenOver:
+    """An engine where somebody else has the lock by now; whatever would change something raises AttributeError."""
+
+    def label_config(self, config_id: str, state: dict[str, Any]) -> None:
+        raise engine.EngineError(f"config {config_id} not found", 404)
+
+    def service(self, name: str) -> dict[str, Any] | None:
+        if name.endswith("-next"):
+            return None
+        return {"Spec": spec("new"), "PreviousSpec": spec("old"), "Version": {"Index": 1}}
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (lock, {"action": "refresh", "id": "ours"}),
+        (stack, {"stack": "lyttlenginx", "compose": []}),
+        (mode, {"mode": {"kind": "replicated"}}),
+        (rollout, {"action": "next"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_whoever_lost_the_lock_says_so_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, module: Any, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(module, "Engine", lambda _: TakenOver())
+    told = modules.call(module, lock_id="ours", **options)
+    assert told["failed"]
+    assert told["lock_lost"]
+    assert "was taken over by somebody else" in told["msg"]
+    assert not told.get("changed")
+
+
+def test_whoever_lost_the_lock_meanwhile_puts_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "Engine", lambda _: TakenOver())
+    back = {SERVICE: engine.spec_digest(spec("old"))}
+    options = {"docker_host": None, "service": SERVICE, "http_port": 80, "https_port": 443, "lock_id": "ours",
+               "lock_seconds": 600, "known_tasks": [], "put_back": back}  # fmt: skip
+    with pytest.raises(engine.LockLost):
+        rollout.Rollout(options)._put_back()
 
 
 def test_a_record_is_its_data_with_the_outcome_laid_over_it() -> None:

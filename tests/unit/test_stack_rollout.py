@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from tests.support import modules
+from tests.support.operator import ROOT
 
-rollout = modules.load("lyttle_rollout")
+yaml = pytest.importorskip("yaml", reason="comes with the extra [control]")
+
+rollout, engine = modules.load("lyttle_rollout"), modules.load("lyttle_engine")
 
 OLD, NEW = "lyttle-ops:1", "lyttle-ops:2"
-SINCE = "2026-01-02T00:00:00Z"
+SINCE = "2026-01-02T00:00:00Z"  # by another clock than this machine's
 
 
 def service(state: str = "", image: str = NEW, message: str = "") -> dict[str, Any]:
@@ -42,6 +45,9 @@ def task(name: str, image: str, state: str = "running", desired: str = "running"
         "Status": {"State": state, "Err": error},
         "CreatedAt": SINCE,
     }
+
+
+WANTED = engine.spec_digest(service()["Spec"])
 
 
 class Swarm:
@@ -86,7 +92,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setattr(rollout, "Engine", lambda _host: swarm)
         defaults = {
             "docker_host": None, "service": "lyttlenginx_ports", "http_port": 80, "https_port": 443, "addresses": {},
-            "only": [], "lock_id": "", "baseline": [], "started_at": "", "node_seconds": 10,
+            "only": [], "lock_id": "", "lock_seconds": 600, "baseline": [], "wanted": "", "known_tasks": [],
+            "node_seconds": 10, "proven": [], "proof_seconds": 15, "put_back": {},
         }  # fmt: skip
         result: dict[str, Any] = getattr(rollout.Rollout({**defaults, **options}), action)()
         return result
@@ -103,29 +110,73 @@ def test_an_update_that_swarm_has_not_begun_is_not_done(run: Run) -> None:
         (service("updating"), new),
         (service("completed"), new),
     )
-    assert run(swarm, "finish", started_at=SINCE)["outcome"] == "proved"
+    assert run(swarm, "finish", wanted=WANTED)["outcome"] == "proved"
     assert swarm.looks == 4
 
 
 def test_a_change_that_restarts_no_task_is_done_at_once(run: Run) -> None:
     swarm = Swarm([node("n1")], (service(), [task("n1", NEW)]))
-    assert run(swarm, "finish", started_at=SINCE)["outcome"] == "proved"
+    assert run(swarm, "finish", wanted=WANTED)["outcome"] == "proved"
     assert swarm.looks == 1
 
 
 def test_an_update_that_swarm_took_back_names_the_service_and_the_error(run: Run) -> None:
     tasks = [task("n1", OLD), task("n1", NEW, "failed", "shutdown", "task: non-zero exit (1)")]
     swarm = Swarm([node("n1")], (service("rollback_started", OLD), tasks))
-    told = run(swarm, "finish", started_at=SINCE)
+    told = run(swarm, "finish", wanted=WANTED)
     assert told["outcome"] == "swarm"
     assert "put the old version of lyttlenginx_ports back" in told["reason"]
     assert "n1 ended: task: non-zero exit (1)" in told["reason"]
 
 
+@pytest.mark.parametrize("action", ["next", "finish"])
+def test_what_somebody_else_gave_the_service_meanwhile_is_not_proved(run: Run, action: str) -> None:
+    # No node's clock has anything to do with it, and Swarm calls that update completed.
+    tasks = [task("n1", OLD), task("n1", NEW, "failed", "shutdown", "exit 3")]
+    told = run(Swarm([node("n1")], (service("completed", OLD), tasks)), action, wanted=WANTED)
+    assert told["outcome"] == "swarm"
+    assert told["reason"] == (
+        "Somebody changed lyttlenginx_ports in the middle of this deploy; its image is now lyttle-ops:1."
+        " Its task on n1 ended: exit 3. It wrote no log."
+    )
+
+
+def test_the_next_node_of_an_update_that_was_taken_back_long_ago_by_its_clock_is_not_proved(run: Run) -> None:
+    taken_back = service("rollback_completed", OLD)
+    taken_back["UpdateStatus"]["StartedAt"] = "1999-01-01T00:00:00Z"
+    assert run(Swarm([node("n1")], (taken_back, [task("n1", OLD)])), "next", wanted=WANTED)["outcome"] == "swarm"
+
+
+def test_tasks_that_failed_before_an_update_are_not_its_own(run: Run) -> None:
+    old, new = task("n1", NEW, "failed", "shutdown", "of yesterday"), task("n1", NEW, "rejected", "shutdown", "of now")
+    swarm = Swarm([node("n1")], (service("rollback_started", OLD), [old, new]))
+    assert "of now" in run(swarm, "next", wanted=WANTED, known_tasks=[old["ID"]])["reason"]
+
+
+def test_a_restart_by_hand_and_an_older_story_do_not_stop_a_proof(run: Run) -> None:
+    restarted = service("rollback_completed")
+    restarted["Spec"]["TaskTemplate"]["ForceUpdate"] = 1
+    again = task("n1", NEW)
+    again["Spec"]["ForceUpdate"] = 1
+    untouched = engine.spec_digest(
+        service()["Spec"] | {"TaskTemplate": {**service()["Spec"]["TaskTemplate"], "ForceUpdate": 0}}
+    )
+    assert run(Swarm([node("n1")], (restarted, [again])), "next", wanted=untouched)["outcome"] == "proved"
+
+
+@pytest.mark.parametrize("name", ["prove", "release", "ports_updated"])
+def test_each_proof_of_a_deploy_is_told_what_is_wanted(name: str) -> None:
+    tasks = yaml.safe_load((ROOT / f"roles/stack/tasks/{name}.yml").read_text())
+    proofs = [task["lyttle_rollout"] for task in tasks if "lyttle_rollout" in task]
+    proofs = [options for options in proofs if options["action"] in ("next", "finish")]
+    assert proofs
+    assert all({"wanted", "known_tasks"} <= options.keys() for options in proofs)
+
+
 def test_an_update_that_does_not_end_says_where_it_is(run: Run) -> None:
     nodes = [node("n1"), node("n2"), node("n3", "down")]
     tasks = [task("n1", NEW, "preparing"), task("n2", OLD)]
-    told = run(Swarm(nodes, (service("updating", message="update in progress"), tasks)), "finish", started_at=SINCE)
+    told = run(Swarm(nodes, (service("updating", message="update in progress"), tasks)), "finish", wanted=WANTED)
     assert told["outcome"] == "late"
     assert told["reason"] == (
         "the update of lyttlenginx_ports did not end within 10 s: the task on n1 is preparing; n2 still runs another"

@@ -62,6 +62,10 @@ dead:
   description: Whether the holder's process on this very machine is gone.
   type: bool
   returned: judge
+lock_lost:
+  description: Whether it failed because somebody else has the lock.
+  type: bool
+  returned: failure
 """
 
 import getpass
@@ -75,6 +79,8 @@ from ansible.module_utils.lyttle_engine import (
     ARGUMENT,
     Engine,
     EngineError,
+    HeldLock,
+    LockLost,
     check_parent,
     config_data,
     now,
@@ -172,19 +178,6 @@ def acquire(engine: Engine, options: dict[str, Any], check_mode: bool) -> dict[s
         check_parent()
 
 
-def refresh(engine: Engine, lock_id: str, seconds: int) -> None:
-    """Move the expiry. Raises EngineError when the lock is not ours any more."""
-    try:
-        engine.label_config(lock_id, {"expires_at": timestamp(time.time() + seconds)})
-    except EngineError as exc:
-        if exc.status == 404:
-            raise EngineError(
-                "The deploy lock was taken over by somebody else, since it had expired: this deploy stops here. "
-                "`lyttle-ops history` tells who took it"
-            ) from exc
-        raise
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -220,13 +213,13 @@ def main() -> None:
             module.exit_json(changed=False, lock=acquire(engine, options, module.check_mode))
         if action == "refresh":
             if options["id"] and not module.check_mode:
-                refresh(engine, options["id"], options["seconds"])
+                HeldLock(engine, options["id"], options["seconds"]).hold()
             module.exit_json(changed=False, lock=current(engine, options["name"]))
         if options["id"] and not module.check_mode:
             engine.remove_config(options["id"])
         module.exit_json(changed=False)
     except EngineError as exc:
-        module.fail_json(msg=str(exc))
+        module.fail_json(msg=str(exc), lock_lost=isinstance(exc, LockLost))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ description:
   - Swarm cannot change a service's mode. So a twin (the service's name with C(-next)) starts in the wanted mode beside
     it; when the twin is healthy the service is removed, made again under its own name, and the twin goes. The
     holder of the ports lends the sockets to both, so that a node with either refuses nobody.
-  - A run that was killed is finished by the next one, from whatever it left.
+  - A run that was killed is finished by the next one, from whatever it left. A twin that serves stays until the service
+    does.
 options:
   service:
     description: The service.
@@ -59,6 +60,10 @@ nodes:
   description: Host names where the service runs now.
   type: list
   returned: success
+lock_lost:
+  description: Whether it failed because somebody else has the deploy lock.
+  type: bool
+  returned: failure
 """
 
 import base64
@@ -69,10 +74,17 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, Orphaned, check_parent, mode_of, timestamp
-from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures_since, logs_of
-
-_LOCK_REFRESH = 15.0  # seconds
+from ansible.module_utils.lyttle_engine import (
+    ARGUMENT,
+    Engine,
+    EngineError,
+    HeldLock,
+    LockLost,
+    Orphaned,
+    check_parent,
+    mode_of,
+)
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures, logs_of
 
 
 class Replacement:
@@ -83,7 +95,8 @@ class Replacement:
         self._engine = Engine(options["docker_host"])
         self._name: str = options["service"]
         self._twin = f"{self._name}-next"
-        self._refreshed = 0.0
+        self._lock = HeldLock(self._engine, options["lock_id"], options["lock_seconds"])
+        self.changed = False  # whether anything differs from what this run found
 
     def due(self) -> bool:
         """Whether there is anything to do."""
@@ -101,32 +114,40 @@ class Replacement:
             self._wait(self._name)  # what an earlier run left: the service is there, its twin is not needed
             self._remove(self._twin)
             return
-        if service is None and twin is None:
+        found = service or twin
+        if found is None:
             raise EngineError(f"The service {self._name} does not exist")
+        spec = self._spec(found["Spec"], self._options["mode"])
+        if twin and service and (self._healthy(service) or not self._healthy(twin)):
+            self._remove(self._twin)
+            twin = None
+        if twin is None:
+            self._start_twin(spec)
         if service:
-            spec = self._spec(service["Spec"], self._options["mode"])
-            if twin:
-                self._remove(self._twin)
-            self._ours()
-            self._create({**spec, "Name": self._twin})
-            try:
-                self._wait(self._twin)
-            except EngineError as exc:
-                self._remove(self._twin)
-                raise EngineError(f"{exc}. The service was left as it is") from exc
-            self._ours()
-            self._remove(self._name)
-        else:
-            assert twin is not None
-            spec = twin["Spec"]
+            self._remove(self._name)  # its twin serves meanwhile
         self._create({**spec, "Name": self._name})
         self._wait(self._name)
         self._remove(self._twin)
         self._unpin()
 
+    def _start_twin(self, spec: dict[str, Any]) -> None:
+        """A twin that is healthy; when there is none to be had, none is left."""
+        before = self.changed
+        try:
+            self._create({**spec, "Name": self._twin})
+            self._wait(self._twin)
+        except LockLost:
+            raise  # the twin is somebody else's to finish
+        except EngineError as exc:
+            self._remove(self._twin)
+            self.changed = before
+            raise EngineError(f"{exc}. The service was left as it is") from exc
+
     def _spec(self, spec: dict[str, Any], mode: dict[str, Any]) -> dict[str, Any]:
-        """The spec in the other mode."""
+        """The spec in the wanted mode."""
         spec = copy.deepcopy(spec)
+        if not mode.get("kind"):
+            return spec
         if mode["kind"] == "global":
             spec["Mode"] = {"Global": {}}
             return spec
@@ -135,7 +156,9 @@ class Replacement:
         if replicas == 1 and mode.get("node"):
             # Both the twin and its successor start there, so that one address never stops answering.
             constraints = spec["TaskTemplate"].setdefault("Placement", {}).setdefault("Constraints", [])
-            constraints.append(f"node.hostname == {mode['node']}")
+            pin = f"node.hostname == {mode['node']}"
+            if pin not in constraints:
+                constraints.append(pin)
         return spec
 
     def _unpin(self) -> None:
@@ -148,6 +171,7 @@ class Replacement:
         constraints = service["Spec"]["TaskTemplate"].get("Placement", {}).get("Constraints") or []
         if pin in constraints:
             constraints.remove(pin)
+            self._begin()
             self._engine.update_service(service, service["Spec"])
 
     def nodes(self) -> list[str]:
@@ -168,9 +192,11 @@ class Replacement:
                 "serveraddress": self._options["registry"],
             }
             headers["X-Registry-Auth"] = base64.urlsafe_b64encode(json.dumps(login).encode()).decode()
+        self._begin()
         self._engine.call("POST", "/services/create", body=spec, headers=headers)
 
     def _remove(self, name: str) -> None:
+        self._begin()
         try:
             self._engine.call("DELETE", f"/services/{name}")
         except EngineError as exc:
@@ -180,35 +206,40 @@ class Replacement:
     def _wait(self, name: str) -> None:
         """Until the service is healthy everywhere."""
         deadline = time.monotonic() + self._options["seconds"]
-        started = timestamp(time.time() - 1)
+        known: set[str] | None = None  # what failed before
         while time.monotonic() < deadline:
             self._tick()
             service = self._engine.service(name)
             if service is None:
                 raise EngineError(f"The service {name} was removed by somebody else")
-            tasks = self._engine.tasks(name)
-            nodes = edge_nodes(self._engine.nodes(), service["Spec"], {})
-            running = [node for node in nodes if current_task(tasks, service, node["id"])]
-            replicated = service["Spec"]["Mode"].get("Replicated")
-            if len(running) >= (min(replicated["Replicas"], len(nodes)) if replicated else len(nodes)) and running:
+            if self._healthy(service):
                 return
-            failed = failures_since(tasks, started)
+            tasks = self._engine.tasks(name)
+            if known is None:
+                known = {task["ID"] for task in failures(tasks)}
+            failed = failures(tasks, known)
             if len(failed) >= 3:
                 raise EngineError(f"{name} does not start: {error_of(failed[0])}.{logs_of(self._engine, failed[0])}")
             time.sleep(0.5)
         raise EngineError(f"{name} was not healthy within {self._options['seconds']} s")
 
-    def _ours(self) -> None:
-        """Before a step: the lock is still ours. Raises EngineError when somebody took it over."""
-        self._refreshed = 0.0
-        self._tick()
+    def _healthy(self, service: dict[str, Any]) -> bool:
+        """Whether it runs wherever it should."""
+        tasks = self._engine.tasks(service["Spec"]["Name"])
+        nodes = edge_nodes(self._engine.nodes(), service["Spec"], {})
+        running = [node for node in nodes if current_task(tasks, service, node["id"])]
+        replicated = service["Spec"]["Mode"].get("Replicated")
+        wanted = min(replicated["Replicas"], len(nodes)) if replicated else len(nodes)
+        return bool(running) and len(running) >= wanted
+
+    def _begin(self) -> None:
+        """Before a change: the lock is still ours. Whatever comes of the change, it may have been made."""
+        self._lock.hold()
+        self.changed = True
 
     def _tick(self) -> None:
         check_parent()
-        if self._options["lock_id"] and time.monotonic() - self._refreshed > _LOCK_REFRESH:
-            state = {"expires_at": timestamp(time.time() + self._options["lock_seconds"])}
-            self._engine.label_config(self._options["lock_id"], state)
-            self._refreshed = time.monotonic()
+        self._lock.keep()
 
 
 def main() -> None:
@@ -235,7 +266,7 @@ def main() -> None:
     except Orphaned:
         os._exit(1)  # nobody reads this any more; the next run goes on from here
     except EngineError as exc:
-        module.fail_json(msg=str(exc))
+        module.fail_json(msg=str(exc), changed=replacement.changed, lock_lost=isinstance(exc, LockLost))
 
 
 if __name__ == "__main__":

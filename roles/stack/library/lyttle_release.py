@@ -13,7 +13,7 @@ options:
   action:
     description:
       - V(start) writes a record with the result C(running), after a change by hand got a record of its own.
-      - V(finish) writes its outcome and removes all but the newest O(keep).
+      - V(finish) writes its outcome and removes all but the newest O(keep), what should run, and what to go back to.
       - V(interrupt) marks records that still run while nobody holds the lock.
       - V(list) tells all, newest first; V(find) the one that O(to) names.
       - V(plan) tells whether deploying O(record) would change anything.
@@ -54,7 +54,8 @@ options:
     elements: dict
     default: []
   to:
-    description: A version, a release number or an image; empty means the previous release that succeeded.
+    description: An image, a version or a release number; empty means the release before the one that runs, or before
+      the one that was gone back to.
     type: str
     default: ""
   keep:
@@ -75,6 +76,10 @@ release:
   description: The record written or found.
   type: dict
   returned: start, finish, find
+newest:
+  description: The newest record that succeeded, before the one written.
+  type: dict
+  returned: start, list, find, plan
 releases:
   description: All records without what a deploy needs, newest first.
   type: list
@@ -264,23 +269,48 @@ def finish(engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
         "specs": {name: spec_digest(spec) for name, spec in live(engine, options["stack"]).items()},
     }
     engine.label_config(record["id"], state)
-    for old in all_records[options["keep"] :]:
+    record.update(state)
+    for old in forgotten(all_records, options["keep"]):
         engine.remove_config(old["id"])
-    return {**record, **state}
+    return record
+
+
+def forgotten(all_records: list[dict[str, Any]], keep: int) -> list[dict[str, Any]]:
+    """Records beyond the newest `keep`. What should run, the good one before it and what a rollback goes to stay,
+    however many failed since."""
+    good = [record for record in all_records if record.get("result") == SUCCEEDED]
+    stay = [*good[:2], find(all_records, "")]
+    return [record for record in all_records[max(keep, 0) :] if record not in stay]
 
 
 def find(all_records: list[dict[str, Any]], to: str) -> dict[str, Any] | None:
-    """The record that `to` names: a number, else an image, else a version (newest first). Without `to`: the newest
-    good one that differs from what the newest good one deployed."""
+    """The record that `to` names: an image, else a version (newest first), else a number: a version may be one. Without
+    `to`: the one before what the newest good one deployed."""
     good = [record for record in all_records if record.get("result") == SUCCEEDED and record.get("inputs")]
     if not to:
-        before = (r for r in good[1:] if r["inputs_digest"] != good[0]["inputs_digest"] and not r.get("transient"))
-        return next(before, None)
-    if to.isdigit():
-        return next((r for r in all_records if r["number"] == int(to) and r.get("inputs")), None)
+        return before(good)
     good = [record for record in good if not record.get("transient")]
     named = [r for r in good if to in (r["image"], r["image"].partition("@")[0])]
-    return next(iter(named or [r for r in good if r["version"] == to]), None)
+    named = named or [r for r in good if r["version"] == to]
+    if not named and to.isdigit():
+        named = [r for r in all_records if r["number"] == int(to) and r.get("inputs")]
+    return next(iter(named), None)
+
+
+def before(good: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of good records, newest first, the one before what the newest deployed. A release that was gone back to stands
+    where it stood: what came after it is not gone back to, so that one rollback after the other walks back."""
+    at = good[0]["number"] if good else 0
+    same_release = {good[0]["inputs_digest"]} if good else set()
+    for record in good:
+        if record["number"] > at:
+            continue
+        if record["number"] == at or record["inputs_digest"] in same_release:
+            same_release.add(record["inputs_digest"])
+            at = int(record.get("back_to") or record["number"])
+        elif not record.get("transient"):
+            return record
+    return None
 
 
 def main() -> None:
@@ -314,11 +344,13 @@ def main() -> None:
             module.exit_json(changed=bool(marked), interrupted=marked)
         if action == "start":
             if module.check_mode:
-                module.exit_json(changed=False, release={**options["record"], "number": 0})
+                newest = newest_good(records(engine, prefix))
+                module.exit_json(changed=False, release={**options["record"], "number": 0}, newest=newest)
             by_hand = adopt(engine, options)
+            newest = newest_good(records(engine, prefix))
             record = write(engine, prefix, options["record"], {"result": RUNNING, "nodes": []})
             # A record says that something is going on; whether anything changed, the services tell.
-            module.exit_json(changed=False, release=record, by_hand=by_hand and shown(by_hand))
+            module.exit_json(changed=False, release=record, newest=newest, by_hand=by_hand and shown(by_hand))
         if action == "finish":
             if module.check_mode:
                 module.exit_json(changed=False, release={})

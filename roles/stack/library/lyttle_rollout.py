@@ -12,6 +12,8 @@ description:
     node by requests from outside. A failed proof puts the old specs back at once, in the same call.
   - V(finish) waits until Swarm itself calls the update done and no node runs the old version; V(settle) waits until
     every node serves what the service says, after a put-back.
+  - V(next) and V(finish) prove nothing but the spec O(wanted): Swarm's own rollback, or somebody's hand, may have given
+    the service another one.
   - An outcome other than C(proved) fails the task, with everything that is known.
 options:
   action:
@@ -55,10 +57,15 @@ options:
     description: Where the nodes listen for HTTPS.
     type: int
     default: 443
-  started_at:
-    description: When the update was started, as M(lyttle_stack) tells it.
+  wanted:
+    description: Digest of the spec that the service was given, as M(lyttle_stack) tells it; empty for whatever it has.
     type: str
     default: ""
+  known_tasks:
+    description: Ids of the tasks of before the update, whose ends say nothing of it. Without them, those that have
+      failed at the first look.
+    type: list
+    elements: str
   put_back:
     description: Services to put back when a proof fails, with the digest of the spec that each must come back to.
     type: dict
@@ -90,7 +97,8 @@ attributes:
 
 RETURN = r"""
 outcome:
-  description: C(proved), C(failed) (a proof), C(swarm) (Swarm itself gave up) or C(late).
+  description: C(proved), C(failed) (a proof), C(swarm) (Swarm itself gave up, or somebody changed
+    the service) or C(late).
   type: str
   returned: next, finish, settle
 reason:
@@ -109,6 +117,10 @@ put_back:
   description: Whether the old specs were put back in this call.
   type: bool
   returned: next
+lock_lost:
+  description: Whether it failed because somebody else has the deploy lock.
+  type: bool
+  returned: failure
 """
 
 import os
@@ -121,16 +133,16 @@ from ansible.module_utils.lyttle_engine import (
     ARGUMENT,
     Engine,
     EngineError,
+    HeldLock,
+    LockLost,
     Orphaned,
     check_parent,
     mode_of,
     spec_digest,
-    timestamp,
 )
-from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures_since, logs_of, meets
+from ansible.module_utils.lyttle_tasks import current_task, edge_nodes, error_of, failures, logs_of, meets
 
 _POLL = 0.5  # seconds between two looks at the tasks
-_LOCK_REFRESH = 15.0  # seconds
 _BUSY = ("updating", "rollback_started")
 
 
@@ -143,22 +155,15 @@ class Rollout:
         self._name: str = options["service"]
         self._ports = proof.Ports(options["http_port"], options["https_port"])
         self._started = time.monotonic()
-        self._refreshed = 0.0
-        self._failures: dict[str, str] = {}  # by task, in words, since Swarm soon forgets its tasks
+        self._lock = HeldLock(self._engine, options["lock_id"], options["lock_seconds"])
+        known = options["known_tasks"]
+        self._known_tasks = None if known is None else set(known)
+        self._told: dict[str, str] = {}  # why tasks failed, by their ids, since Swarm soon forgets them
 
     def _tick(self) -> None:
         """Between two steps: does the play still live, and the lock?"""
         check_parent()
-        lock, at = self._options["lock_id"], time.monotonic()
-        if lock and at - self._refreshed > _LOCK_REFRESH:
-            state = {"expires_at": timestamp(time.time() + self._options["lock_seconds"])}
-            try:
-                self._engine.label_config(lock, state)
-            except EngineError as exc:
-                if exc.status == 404:
-                    raise EngineError("The deploy lock was taken over by somebody else: this deploy stops") from exc
-                raise
-            self._refreshed = at
+        self._lock.keep()
 
     def _service(self) -> dict[str, Any]:
         service = self._engine.service(self._name)
@@ -211,9 +216,7 @@ class Rollout:
             self._tick()
             service = self._service()
             tasks = self._engine.tasks(self._name)
-            if self._options["started_at"]:
-                self._failed(tasks)
-            told = self._swarm_gave_up(service, tasks)
+            told = self._overruled(service, tasks)
             if told:
                 return {"outcome": "swarm", "reason": told, "put_back": False, "node": {}}
             nodes = self._nodes(service)
@@ -288,38 +291,52 @@ class Rollout:
             if spec_digest(service.get("PreviousSpec") or {}) != wanted:
                 return False
             services.append(service)
+        self._lock.hold()
         for service in services:
             self._engine.update_service(service, service["Spec"], rollback=True)
         return bool(services)
 
-    def _swarm_gave_up(self, service: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
-        """Swarm's own verdict on this update, in words; empty when there is none."""
-        status = service.get("UpdateStatus") or {}
-        state = status.get("State", "")
-        since = self._options["started_at"]
-        if not since or not (state.startswith("rollback") or state == "paused"):
+    def _overruled(self, service: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+        """Who keeps the service from becoming what was asked for, in words; empty while nobody does.
+
+        The spec tells it, and no clock: Swarm's own rollback puts the spec of before in its place."""
+        wanted, state = self._options["wanted"], _state(service)
+        if not wanted:
             return ""
-        if status.get("StartedAt", "")[:19] < since[:19]:
-            return ""  # the story of an earlier update
-        did = "stopped the update of {}" if state == "paused" else "put the old version of {} back"
-        return f"Swarm {did.format(self._name)}. " + (self._failed(tasks) or status.get("Message", ""))
+        why = self._failed(tasks)
+        if spec_digest(service["Spec"]) == wanted:
+            if state != "paused":
+                return ""
+            did = f"Swarm stopped the update of {self._name}"
+        elif state.startswith("rollback"):
+            did = f"Swarm put the old version of {self._name} back"
+        else:
+            image = service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
+            did = f"Somebody changed {self._name} in the middle of this deploy; its image is now {image}"
+        return ". ".join(filter(None, [did, why or (service.get("UpdateStatus") or {}).get("Message", "")]))
+
+    def _new_failures(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The tasks that failed in this update, newest first."""
+        if self._known_tasks is None:
+            self._known_tasks = {task["ID"] for task in failures(tasks)}
+        return failures(tasks, self._known_tasks)
 
     def _failed(self, tasks: list[dict[str, Any]]) -> str:
         """What the first task that failed in this update said; empty when none did."""
-        for task in reversed(failures_since(tasks, self._options["started_at"])):
-            if task["ID"] not in self._failures:
+        for task in reversed(self._new_failures(tasks)):
+            if task["ID"] not in self._told:
                 names = {node["ID"]: node["Description"]["Hostname"] for node in self._engine.nodes()}
                 where = names.get(task.get("NodeID", ""), "a node")
                 said = logs_of(self._engine, task)
-                self._failures[task["ID"]] = f"Its task on {where} ended: {error_of(task)}.{said}"
-        return next(iter(self._failures.values()), "")
+                self._told[task["ID"]] = f"Its task on {where} ended: {error_of(task)}.{said}"
+        return next(iter(self._told.values()), "")
 
     def _first_start_fails(self, tasks: list[dict[str, Any]], waiting: list[dict[str, Any]]) -> str:
         """A first deployment has no update that Swarm could stop: three ends on one node tell enough."""
         if self._options["baseline"] and any(node.get("task") for node in self._options["baseline"]):
             return ""
         for node in waiting:
-            failed = failures_since([t for t in tasks if t.get("NodeID") == node["id"]], self._options["started_at"])
+            failed = [task for task in self._new_failures(tasks) if task.get("NodeID") == node["id"]]
             if len(failed) >= 3:
                 return f"{len(failed)} starts failed on {node['hostname']}. {self._failed(failed)}"
         return ""
@@ -343,7 +360,7 @@ class Rollout:
         while True:
             self._tick()
             service, tasks = self._service(), self._engine.tasks(self._name)
-            told = self._swarm_gave_up(service, tasks)
+            told = self._overruled(service, tasks)
             if told:
                 return {"outcome": "swarm", "reason": told}
             # Just after a change Swarm says nothing of an update, or still tells of the one before.
@@ -434,7 +451,8 @@ def main() -> None:
             "addresses": {"type": "dict", "default": {}},
             "http_port": {"type": "int", "default": 80},
             "https_port": {"type": "int", "default": 443},
-            "started_at": {"type": "str", "default": ""},
+            "wanted": {"type": "str", "default": ""},
+            "known_tasks": {"type": "list", "elements": "str"},
             "put_back": {"type": "dict", "default": {}},
             "proof_seconds": {"type": "int", "default": 15},
             "node_seconds": {"type": "int", "default": 300},
@@ -452,7 +470,7 @@ def main() -> None:
     except Orphaned:
         os._exit(1)  # nobody reads this any more; the next deploy takes over
     except EngineError as exc:
-        module.fail_json(msg=str(exc))
+        module.fail_json(msg=str(exc), lock_lost=isinstance(exc, LockLost))
     if result.get("outcome", "proved") != "proved":
         module.fail_json(msg=result["reason"], **result)
     module.exit_json(changed=False, **result)

@@ -37,6 +37,14 @@ options:
     description: The user's password or token. It stands in a file of a temporary folder while docker runs.
     type: str
     default: ""
+  lock_id:
+    description: The deploy lock, refreshed before anything is changed.
+    type: str
+    default: ""
+  lock_seconds:
+    description: Its time.
+    type: int
+    default: 600
   docker_host:
     description: The engine's socket, as unix:///var/run/docker.sock.
     type: str
@@ -55,6 +63,18 @@ specs:
   description: Digest of each service's spec before the deploy.
   type: dict
   returned: success
+wanted:
+  description: Digest of each service's spec after it, for M(lyttle_rollout) to hold the service to.
+  type: dict
+  returned: success
+known_tasks:
+  description: Ids of each service's tasks before it.
+  type: dict
+  returned: success
+lock_lost:
+  description: Whether it failed because somebody else has the deploy lock.
+  type: bool
+  returned: failure
 """
 
 import base64
@@ -65,7 +85,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, now, spec_digest
+from ansible.module_utils.lyttle_engine import ARGUMENT, Engine, EngineError, HeldLock, LockLost, spec_digest
 
 _LABEL = "com.docker.stack.image"
 _DEADLINE = 120  # seconds for docker stack deploy, which only writes specs
@@ -138,25 +158,32 @@ def main() -> None:
             "registry": {"type": "str", "default": ""},
             "username": {"type": "str", "default": ""},
             "password": {"type": "str", "default": "", "no_log": True},
+            "lock_id": {"type": "str", "default": ""},
+            "lock_seconds": {"type": "int", "default": 600},
             **ARGUMENT,
         },
     )
     options: dict[str, Any] = module.params
     engine = Engine(options["docker_host"])
-    before: dict[str, str] = {}
-    started, problem = now(), ""
+    problem, begun = "", False
     try:
+        HeldLock(engine, options["lock_id"], options["lock_seconds"]).hold()
         tell_images(engine, options["stack"])
         before = digests(engine, options["stack"])
+        tasks = {name: [task["ID"] for task in engine.tasks(name)] for name in before}
+        begun = True
         try:
             deploy(options)
         except EngineError as exc:
             problem = str(exc)
         after = digests(engine, options["stack"])
     except EngineError as exc:
-        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}")
+        lost = isinstance(exc, LockLost)
+        # When it does not answer any more, whether a service was changed cannot be told.
+        module.fail_json(msg=f"The stack {options['stack']} was not deployed. {exc}", changed=begun, lock_lost=lost)
     changed = sorted(name for name in after if before.get(name) != after[name])
-    result = {"changed": bool(changed), "services": changed, "specs": before, "started_at": started}
+    known = {name: tasks.get(name, []) for name in after}
+    result = {"changed": bool(changed), "services": changed, "specs": before, "wanted": after, "known_tasks": known}
     if problem:
         # Some of its services may have been changed before it stopped.
         module.fail_json(msg=f"The stack {options['stack']} was not deployed. {problem}", **result)

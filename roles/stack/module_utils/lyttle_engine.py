@@ -26,6 +26,8 @@ PATIENCE = 20.0  # seconds; managers elect a new leader in about 3
 # The result of a release and the expiry of a lock stand here, since the data of a config never changes.
 STATE_LABEL = "lyttle.state"
 
+LOCK_REFRESH = 15.0  # seconds between two refreshes of the deploy lock
+
 
 class EngineError(Exception):
     """The engine refused or could not be reached. `status` is its HTTP status, 0 without an answer."""
@@ -37,6 +39,10 @@ class EngineError(Exception):
 
 class Orphaned(Exception):
     """Whoever started this module is gone."""
+
+
+class LockLost(EngineError):
+    """Somebody else has the deploy lock: whoever worked under it must not change anything any more."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -220,6 +226,33 @@ class Engine:
         return [line[:1000] for line in text.decode(errors="replace").splitlines() if line.strip()][-lines:]
 
 
+class HeldLock:
+    """The deploy lock that a module works under; without an id there is none to look after."""
+
+    def __init__(self, engine: Engine, lock_id: str | None, seconds: int) -> None:
+        self._engine, self._id, self._seconds = engine, lock_id, seconds
+        self._refreshed: float | None = None
+
+    def keep(self) -> None:
+        """Now and then while waiting: move the expiry. Raises LockLost."""
+        if self._refreshed is None or time.monotonic() - self._refreshed > LOCK_REFRESH:
+            self.hold()
+
+    def hold(self) -> None:
+        """Right before a change: the lock is still ours, and stays so for its whole time. Raises LockLost."""
+        if not self._id:
+            return
+        try:
+            self._engine.label_config(self._id, {"expires_at": timestamp(time.time() + self._seconds)})
+        except EngineError as exc:
+            if exc.status == 404:
+                raise LockLost(
+                    "The deploy lock was taken over by somebody else, since it had expired: this deploy stops here", 404
+                ) from exc
+            raise
+        self._refreshed = time.monotonic()
+
+
 def config_data(config: dict[str, Any]) -> dict[str, Any]:
     """What a config made by `create_config` holds, with its state label laid over it."""
     try:
@@ -236,11 +269,14 @@ def digest(value: Any) -> str:
 
 
 def spec_digest(spec: dict[str, Any]) -> str:
-    """Names what a service's spec runs. Registry credentials are no part of it."""
+    """Names what a service's spec runs. Registry credentials are no part of it, nor how often it was restarted."""
     spec = json.loads(json.dumps(spec))
-    spec.get("TaskTemplate", {}).get("ContainerSpec", {}).pop("PullOptions", None)
+    template = spec.get("TaskTemplate") or {}
+    (template.get("ContainerSpec") or {}).pop("PullOptions", None)
+    if "ForceUpdate" in template:
+        template["ForceUpdate"] = 0  # `docker service update --force` counts there, and runs the same
     # `docker stack deploy` sets it after the image that was asked for; the image itself is compared.
-    spec.get("Labels", {}).pop("com.docker.stack.image", None)
+    (spec.get("Labels") or {}).pop("com.docker.stack.image", None)
     return digest(spec)
 
 

@@ -1,0 +1,148 @@
+"""A deploy from its lock on: what it was planned from still stands, and what it goes back to is what served before."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_engine import fake_engine
+from tests.support.operator import ROOT, checkout, tell
+
+NODE = "lyttlenginx_lyttlenginx"
+
+
+def release(number: int, image: str, **changes: Any) -> dict[str, Any]:
+    """A release that succeeded."""
+    return {
+        "number": number,
+        "result": "succeeded",
+        "action": "deploy",
+        "operator": "ann@desk",
+        "image": image,
+        "version": image.rpartition(":")[2],
+        "mode": {"kind": "global"},
+        "inputs": {"compose": ["a: 1"], "variables": {"LYTTLE_IMAGE": image, "LYTTLE_PORTS_IMAGE": "ports"}},
+        "inputs_digest": image,
+        "specs": {NODE: image},
+        **changes,
+    }
+
+
+def config(record: dict[str, Any]) -> dict[str, Any]:
+    data = base64.b64encode(json.dumps(record).encode()).decode()
+    name = f"lyttlenginx_release_{record['number']}"
+    return {"ID": f"config{record['number']}", "Version": {"Index": 1}, "Spec": {"Name": name, "Data": data}}
+
+
+class Deploy:
+    """deploy.yml with the image lyttle-ops:b, on a Swarm without nodes whose service runs the image `runs`."""
+
+    def __init__(self, folder: Path, runs: str) -> None:
+        self._folder = folder
+        self._images = folder / "images"
+        self._images.write_text(f"{runs}\n")
+        self.configs: list[dict[str, Any]] = []
+        docker = folder / "bin/docker"
+        docker.parent.mkdir()
+        docker.write_text(f'#!/bin/sh\necho "$LYTTLE_IMAGE" >>{self._images}\n')
+        docker.chmod(0o755)
+
+    @property
+    def images(self) -> list[str]:
+        """What the service has run, one after the other."""
+        return self._images.read_text().split()
+
+    def _service(self) -> dict[str, Any]:
+        template = {"ContainerSpec": {"Image": self.images[-1]}}
+        spec = {"Name": NODE, "TaskTemplate": template, "Mode": {"Global": {}}}
+        return {"ID": "s1", "Spec": spec, "Version": {"Index": 1}, "UpdatedAt": "2026-01-02T03:04:05.6Z"}
+
+    def run(self, known: dict[str, Any], **facts: object) -> tuple[int, str]:
+        """Exit code and words, when `known` was the newest release while it was planned."""
+        work, role = checkout(self._folder, ["n1"]), ROOT / "roles/stack"
+        (work.folder / "roles").rmdir()
+        (work.folder / "roles").symlink_to(ROOT / "roles")
+        (work.folder / "docker-compose.swarm.yml").touch()
+        with (work.folder / "inventory.ini").open("a") as file:
+            file.write("[swarm:children]\nmanagers\n")
+        before = {
+            "stack_known": {"newest": known},
+            "stack_wanted_image": "lyttle-ops:b",
+            "stack_wanted_version": "b",
+            "stack_wanted_mode": {"kind": "global"},
+            "stack_wanted_inputs": release(0, "lyttle-ops:b")["inputs"],
+            "stack_found": {"registry": ""},
+            **facts,
+        }
+        deploy = {"ansible.builtin.include_role": {"name": "stack", "tasks_from": "deploy.yml"}}
+        work.playbook(
+            "deploy",
+            [
+                tell(outcome="refused"),
+                {"ansible.builtin.set_fact": before},
+                {**deploy, "vars": {"stack_node_seconds": 1}},
+            ],
+        )
+        answers = {
+            "/configs": self.configs,
+            "/services": lambda: [self._service()],
+            f"/services/{NODE}": self._service,
+            "/nodes": [],
+            "/tasks": [],
+            "/secrets": [],
+        }
+        with fake_engine(self._folder / "docker.sock", answers) as host:
+            done = work.run(
+                "deploy",
+                DOCKER_HOST=host,
+                PATH=f"{self._folder}/bin:/usr/bin:/bin",
+                ANSIBLE_LIBRARY=str(role / "library"),
+                ANSIBLE_MODULE_UTILS=str(role / "module_utils"),
+            )
+        return done.returncode, " ".join(done.stderr.split())
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Deploy:
+    return Deploy(tmp_path, "lyttle-ops:a")
+
+
+def test_a_deploy_is_refused_when_somebody_else_deployed_since_it_was_planned(deploy: Deploy) -> None:
+    known, newer = release(1, "lyttle-ops:a"), release(2, "lyttle-ops:c")
+    deploy.configs += [config(known), config(newer)]
+    code, told = deploy.run(known)
+    assert code == 3, told
+    assert "Somebody deployed meanwhile (release 2, c, by ann@desk); run it again. Nothing was changed" in told
+    assert deploy.images == ["lyttle-ops:a"]
+    assert [each["ID"] for each in deploy.configs] == ["config1", "config2"]  # no lock, no record
+
+
+def test_a_play_that_deploys_twice_does_not_take_itself_for_somebody_else(deploy: Deploy) -> None:
+    known, own = release(1, "lyttle-ops:a"), release(2, "lyttle-ops:a")
+    deploy.configs += [config(known), config(own)]
+    _, told = deploy.run(known, stack_own_release=2)
+    assert "meanwhile" not in told
+    assert deploy.images[:2] == ["lyttle-ops:a", "lyttle-ops:b"], told
+
+
+def test_a_second_deploy_of_a_play_is_not_told_by_the_first(deploy: Deploy) -> None:
+    known, newer = release(1, "lyttle-ops:a"), release(2, "lyttle-ops:c")
+    deploy.configs += [config(known), config(newer)]
+    did = {"changed": True, "services": [NODE]}
+    first = {"stack_release": {"release": known}, "stack_deployed": did, "stack_mode_changed": did}
+    code, told = deploy.run(known, **first, stack_plan={"newest": known}, stack_own_release=1)
+    assert (code, "run it again. Nothing more was changed" in told) == (1, True), told
+    assert deploy.images == ["lyttle-ops:a"]
+    assert "Labels" not in deploy.configs[0]["Spec"]  # where it would stand that release 1 failed
+
+
+@pytest.mark.parametrize("runs", ["lyttle-ops:a", "lyttle-ops:by-hand"])
+def test_a_deploy_that_fails_goes_back_to_what_served_before(tmp_path: Path, runs: str) -> None:
+    deploy, known = Deploy(tmp_path, runs), release(1, "lyttle-ops:a")
+    deploy.configs.append(config(known))
+    code, told = deploy.run(known)
+    assert "No node that is ready and active may run the service" in told
+    assert deploy.images == [runs, "lyttle-ops:b", runs], told
+    assert code == 1  # without a node nobody was seen serving
