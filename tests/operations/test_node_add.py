@@ -42,6 +42,9 @@ module.exit_json(changed=True)
 """
 
 
+pytestmark = pytest.mark.timeout(400)  # ansible-playbook on a busy machine
+
+
 @pytest.fixture
 def work(tmp_path: Path) -> Checkout:
     made = checkout(tmp_path, [])
@@ -100,7 +103,7 @@ def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: st
             ),
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=180,
             check=False,
         )
     names = [each["Spec"]["Name"] for each in configs]
