@@ -54,19 +54,27 @@ def work(tmp_path: Path) -> Checkout:
     return made
 
 
-def ended(at: str) -> list[dict[str, Any]]:
-    """Three starts on the new node that failed then."""
-    status = {"State": "failed", "Err": "no such image"}
-    made = {"NodeID": "id4", "CreatedAt": at, "DesiredState": "shutdown", "Status": status, "Spec": TEMPLATE}
-    return [{**made, "ID": f"t{number}"} for number in range(3)]
+# Three starts on the new node that failed.
+FAILED: list[dict[str, Any]] = [
+    {
+        "ID": f"t{number}",
+        "NodeID": "id4",
+        "CreatedAt": "2026-01-01T00:00:00Z",
+        "DesiredState": "shutdown",
+        "Status": {"State": "failed", "Err": "no such image"},
+        "Spec": TEMPLATE,
+    }
+    for number in range(3)
+]
 
 
-def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: str = "true") -> tuple[list[str], str]:
-    """The commands that the Swarm was given, and what was said. `update`: what `docker node update` does."""
+def add(work: Checkout, label: str = "", update: str = "true", known: str = "") -> tuple[list[str], str]:
+    """The commands that the Swarm was given, and what was said. `update`: what `docker node update` does; `known`: the
+    ids of tasks that were there before."""
     log = work.folder / "commands"
     log.write_text("")
     work.folder.joinpath("docker").write_text(
-        f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; '
+        f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; "service ps"*) echo {known};; '
         f'"node update"*) echo "$*" >> {log}; {update};; *) echo "$*" >> {log};; esac\n'
     )
     work.folder.joinpath("docker").chmod(0o755)
@@ -82,7 +90,7 @@ def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: st
         "/services": [LIVE],
         f"/services/{SERVICE}": LIVE,
         "/nodes": [NODE],
-        "/tasks": tasks,
+        "/tasks": FAILED,
         "/configs": configs,
     }
     with fake_engine(work.folder.parent / "s", answers) as host:
@@ -112,7 +120,7 @@ def add(work: Checkout, tasks: list[dict[str, Any]], label: str = "", update: st
 
 
 def test_a_host_that_does_not_prove_itself_loses_its_label_again(work: Checkout) -> None:
-    commands, said = add(work, ended("2999-01-01T00:00:00Z"))
+    commands, said = add(work)
     assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
     assert "3 starts failed on web-4. Its task on web-4 ended: no such image" in said
     assert "The label lyttle.edge of n4 is false again, so nothing runs there and no deploy waits for it" in said
@@ -120,19 +128,19 @@ def test_a_host_that_does_not_prove_itself_loses_its_label_again(work: Checkout)
 
 def test_a_label_that_cannot_be_set_back_is_said(work: Checkout) -> None:
     refuses = "echo the swarm has no leader >&2; exit 1"
-    commands, said = add(work, ended("2999-01-01T00:00:00Z"), label="false", update=refuses)
+    commands, said = add(work, label="false", update=refuses)
     assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
     assert "3 starts failed on web-4" in said
     assert "could NOT be set back (the swarm has no leader), so every deploy waits for a task there: `docker" in said
 
 
 def test_a_node_that_had_its_label_before_keeps_it(work: Checkout) -> None:
-    commands, said = add(work, ended("2999-01-01T00:00:00Z"), label="true")
+    commands, said = add(work, label="true")
     assert commands == ["label id4 true"], said
     assert "The label lyttle.edge of n4 is as it was before" in said
 
 
 def test_what_failed_in_an_earlier_attempt_does_not_count(work: Checkout) -> None:
-    _, said = add(work, ended("2020-01-01T00:00:00Z"))
+    _, said = add(work, known="'t0\nt1\nt2'")
     assert "web-4 did not run the new version within 3 s" in said
     assert "3 starts failed" not in said

@@ -179,12 +179,12 @@ def test_a_lock_that_another_machine_holds_is_refused_until_it_expires_and_then_
         assert f"Refused: ann@desk has the deploy lock since {held['started_at']} (1.2.3)" in told
         assert f"held until {held['expires_at']} unless it is refreshed" in told
         assert [each["ID"] for each in configs] == [held["id"]]
-        lock.refresh(swarm, held["id"], -1)  # nobody refreshed it in time
+        engine.HeldLock(swarm, held["id"], -1).hold()  # nobody refreshed it in time
         taken = lock.acquire(swarm, ours, check_mode=False)
         assert taken["taken_over"]["owner"] == "ann@desk"
         assert lock.current(swarm, options["name"])["owner"] == ours["owner"]["owner"]
-        with pytest.raises(engine.EngineError, match="taken over by somebody else"):
-            lock.refresh(swarm, held["id"], 600)  # ann's deploy stops there
+        with pytest.raises(engine.LockLost):
+            engine.HeldLock(swarm, held["id"], 600).hold()  # ann's deploy stops there
 
 
 def test_secrets_are_kept_root_only_and_written_when_they_change(tmp_path: Path) -> None:
