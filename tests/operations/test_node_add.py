@@ -74,7 +74,8 @@ def add(work: Checkout, label: str = "", update: str = "true", known: str = "") 
     log = work.folder / "commands"
     log.write_text("")
     work.folder.joinpath("docker").write_text(
-        f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; "service ps"*) echo {known};; '
+        f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; '
+        f'"service ps"*) echo {known};; '
         f'"node update"*) echo "$*" >> {log}; {update};; *) echo "$*" >> {log};; esac\n'
     )
     work.folder.joinpath("docker").chmod(0o755)
