@@ -60,7 +60,7 @@ USER lyttle
 WORKDIR /app/state
 EXPOSE 80 443 3003
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=6 CMD ["healthcheck.sh"]
+HEALTHCHECK --interval=10s --timeout=20s --start-period=60s --retries=6 CMD ["healthcheck.sh"]
 ENTRYPOINT ["tini", "--"]
 CMD ["lyttle-ops", "node"]
 

@@ -1,12 +1,10 @@
 """Deploys, rollbacks, the holder's update and death, a node removed and added: under load, and no request fails."""
 
-import socket
 import time
 
 import pytest
 
-from tests.lab import Host
-from tests.support.labcluster import NODE, PORTS, RATE, Cluster
+from tests.support.labcluster import NODE, PORTS, Cluster, refuses
 from tests.support.wait import until
 
 
@@ -80,7 +78,7 @@ def test_a_node_is_removed_and_added_and_fails_no_request(cluster: Cluster) -> N
         load.pause(host.address)  # as a load balancer takes it out
         cluster.ops("node", "remove", host.name, "--yes").done()
         assert host.name not in cluster.docker("node", "ls", "--format", "{{.Hostname}}").split()
-        until(lambda: refuses(host), 15, "the removed node refuses clients")
+        until(lambda: refuses(host.address), 15, "the removed node refuses clients")
         cluster.ops("node", "add", host.name).done()
         until(lambda: cluster.serves(host), 60, "it serves again")
         load.resume(host.address)
@@ -92,30 +90,13 @@ def test_clients_are_refused_soon_after_the_service_was_removed(cluster: Cluster
     removed = time.monotonic()
     # The drain of the old tasks comes first: they accept nothing meanwhile.
     for host in cluster.lab.hosts:
-        until(lambda host=host: refuses(host), 15 - (time.monotonic() - removed), f"{host.name} refuses", every=0.2)
+        until(
+            lambda host=host: refuses(host.address),
+            15 - (time.monotonic() - removed),
+            f"{host.name} refuses",
+            every=0.2,
+        )
     cluster.ops("deploy", "--image", cluster.image).done()
     with cluster.load("service-removed") as load:
         pass
     load.report().check()
-
-
-def test_in_all_there_were_a_hundred_thousand_requests(cluster: Cluster) -> None:
-    """Whatever the other tests of this file left to it, under one more deploy."""
-    names = ["deploy", "rollback", "holder-update", "holder-killed", "node-remove-add"]
-    missing = 100_000 - sum(cluster.reports[name].total.requests for name in names if name in cluster.reports)
-    if missing > 0:
-        with cluster.load("steady") as load:
-            cluster.ops("deploy", "--image", cluster.newer).done()
-            load.wait(max(0, missing - load.report().total.requests), missing / RATE * 3 + 60)
-        load.report().check()
-
-
-def refuses(host: Host) -> bool:
-    """Whether `host` refuses connections to both ports, at once and clearly."""
-    for port in (80, 443):
-        try:
-            socket.create_connection((host.address, port), 3).close()
-        except ConnectionRefusedError:
-            continue
-        return False
-    return True
