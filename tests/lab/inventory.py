@@ -40,4 +40,5 @@ def group_variables(folder: Path, services: Services) -> dict[str, object]:
         "docker_insecure_registries": [services.registry],
         "stack_acme_directory_url": services.ca.directory_url,
         "stack_acme_ca_file": str(services.ca.root),
+        "stack_settings": {"HEALTH_INTERVAL": "20s"},  # to start a check takes a guest seconds of its one slow CPU
     }

@@ -170,7 +170,7 @@ def test_image_and_stack_check_health_alike_and_leave_the_check_its_time(stack: 
     words = re.search(r"^HEALTHCHECK (.*) CMD \[(.*)\]$", DOCKERFILE, re.MULTILINE)
     assert words
     assert words[1].split() == [
-        f"--interval={check['interval']}",
+        f"--interval={check['interval'].removeprefix('${HEALTH_INTERVAL:-').removesuffix('}')}",
         f"--timeout={check['timeout']}",
         f"--start-period={check['start_period']}",
         f"--retries={check['retries']}",
