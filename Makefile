@@ -31,7 +31,7 @@ test-operations: ## tests of the operator's commands, import, restore, key chang
 
 test-swarm: ## the tests on three real Debian hosts, from a bare machine; needs root or sudo
 	@.ci/setup lab
-	@$(ROOT) $(VENV)/bin/pytest tests/swarm --timeout=1800 $(ARGS)
+	@$(ROOT) $(VENV)/bin/pytest tests/swarm --timeout=3600 $(ARGS)
 
 lab: ## three fresh Debian hosts and their inventory; needs root or sudo (ARGS="--name mine --fresh")
 	@.ci/setup lab

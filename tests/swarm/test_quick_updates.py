@@ -1,5 +1,5 @@
-"""More than 100,000 requests at this machine's own speed, on a real Swarm of three: every kind of update, by Swarm's own
-commands, costs none of them.
+"""More than 100,000 requests at this machine's own speed, on a real Swarm of three: updates of every kind, by Swarm's
+own commands, cost none of them.
 
 On the lab's hosts, with kernels of their own, test_updates_under_load.py does the same by Ansible, with fewer requests:
 they are too slow for many.
@@ -17,7 +17,7 @@ from tests.support.load import Load
 from tests.support.quickstack import NODE, PORTS, QuickStack, serves
 from tests.support.wait import until
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.core]
 
 DOMAIN = "demo.example.test"
 RATE = 220.0  # requests per second, all nodes together
