@@ -36,7 +36,7 @@ def deploy(cluster: Cluster, image: str) -> tuple[Command, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "lines", "reason"),
     [
-        pytest.param("exits", EXITS, "this image is broken", id="exits", marks=pytest.mark.core),
+        pytest.param("exits", EXITS, "this image is broken", id="exits"),
         pytest.param("sick", NEVER_HEALTHY, "health", id="sick"),
     ],
 )

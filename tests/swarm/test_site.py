@@ -21,7 +21,6 @@ def test_fresh_hosts_serve_https_on_their_own_addresses_and_upstreams_see_the_cl
     assert seen <= {f"client {cluster.lab.network.gateway}", f"client {cluster.lab.network.client}"}
 
 
-@pytest.mark.core
 def test_the_second_run_changes_nothing(cluster: Cluster) -> None:
     again = cluster.play("site")
     assert again.code == 0, again.output[-4000:]

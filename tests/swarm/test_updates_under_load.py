@@ -2,13 +2,10 @@
 
 import time
 
-import pytest
-
 from tests.support.labcluster import NODE, PORTS, Cluster, refuses
 from tests.support.wait import until
 
 
-@pytest.mark.core
 def test_a_deploy_fails_no_request_and_websockets_live_until_the_drain(cluster: Cluster) -> None:
     before = cluster.tasks()
     with cluster.load("deploy") as load:
@@ -38,7 +35,6 @@ def test_a_rollback_fails_no_request(cluster: Cluster) -> None:
     assert cluster.releases()[0]["action"] == "rollback"
 
 
-@pytest.mark.core
 def test_a_rollback_to_nothing_changes_nothing_and_fails(cluster: Cluster) -> None:
     before, releases = cluster.tasks(), cluster.releases()
     refused = cluster.ops("rollback", "--to", "9.9.9")
