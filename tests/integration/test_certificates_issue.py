@@ -80,15 +80,16 @@ def test_the_fast_path_takes_no_lock_and_asks_no_ca(lab: Lab, make: NodeMaker) -
     assert lab.proxy.seen == seen
 
 
-def test_issuing_takes_a_fraction_of_a_second(lab: Lab, make: NodeMaker) -> None:
-    """Against pebble without delays; the library's own polling takes two seconds."""
+def test_issuing_does_not_wait_for_the_librarys_own_polling(lab: Lab, make: NodeMaker) -> None:
+    """Against pebble without delays. The library's own polling sleeps for a second at least, and usually for two;
+    how fast it is beyond that is for benchmarks/bench_issue.py to say, whatever else this machine does."""
     node = make(settings=lab.direct)
     took = []
     for index in range(5):
         started = time.monotonic()
         assert node.certificates.ensure_certificate([f"fast{index}.example.com"]) is Outcome.ISSUED
         took.append(time.monotonic() - started)
-    assert statistics.median(took) < 0.3
+    assert statistics.median(took) < 1.0
 
 
 def test_what_is_shown_tells_the_stage_and_never_a_key(lab: Lab, make: NodeMaker) -> None:
