@@ -40,5 +40,6 @@ def cluster(provisioned: Cluster) -> Cluster:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What site.yml made of fresh hosts is looked at before other tests change it."""
-    items.sort(key=lambda item: item.path.name != "test_site.py")
+    """What needs no host of the lab comes before there are any, since they cost this machine's time. What site.yml made
+    of fresh ones is looked at before other tests change it."""
+    items.sort(key=lambda item: ("lab" in getattr(item, "fixturenames", ()), item.path.name != "test_site.py"))
