@@ -51,7 +51,7 @@ def migrate(
 case "$*" in
   "inspect "*|"service inspect "*Replicas*) {sees};;
   "service inspect "*) echo image;;
-  exec*) echo '{READ}';;
+  "exec --interactive "*) cat > {work.folder}/given; echo '{READ}';;
   info*) echo id4;;
   "node inspect "*) echo false;;
   *) echo "$*" >> {log}; case "$*" in *edge=true*) {updates};; esac;;
