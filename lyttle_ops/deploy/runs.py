@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from lyttle_ops.deploy import project
 from lyttle_ops.deploy.progress import Failure, Progress
 from lyttle_ops.errors import LyttleOpsError
+from lyttle_ops.xdg import state_home
 
 KEPT = 20  # run folders of each playbook
 _POLL = 0.2  # seconds at most until a Ctrl-C is passed on
@@ -274,8 +275,7 @@ def _host_key_checking(configuration: Path) -> str:
 
 def runs_folder() -> Path:
     """Where the folders of the runs are."""
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "lyttle-ops" / "runs"
+    return state_home() / "lyttle-ops" / "runs"
 
 
 def _path() -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.local.ca import made_here
+from lyttle_ops.xdg import state_home
 
 MARKER = ".lyttle-ops-local"
 # Folder -> mode. postgres is traversed by PostgreSQL's user; the CA's root is for any client.
@@ -38,8 +39,7 @@ class FolderUnusable(LyttleOpsError):
 def default_state_folder() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/lyttle-ops/local")
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
-    return Path(home) / "lyttle-ops" / "local"
+    return state_home() / "lyttle-ops" / "local"
 
 
 @dataclass(frozen=True, slots=True)

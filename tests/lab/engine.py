@@ -56,6 +56,13 @@ class Engine:
         repository = name.rpartition(":")[0]
         return next(digest for digest in digests if digest.startswith(f"{repository}@"))
 
+    def publish(
+        self, name: str, context: Path, dockerfile: str | None = None, build_args: Mapping[str, str] | None = None
+    ) -> str:
+        """`build` and `push`; returns repository@digest."""
+        self.build(name, context=context, dockerfile=dockerfile, build_args=build_args or {})
+        return self.push(name)
+
     def has(self, name: str) -> bool:
         """Whether it holds the image `name`."""
         return bool(self.docker("image", "ls", "--quiet", name).strip())

@@ -38,7 +38,11 @@ def group_variables(folder: Path, services: Services) -> dict[str, object]:
         "ansible_ssh_pipelining": True,
         "ansible_python_interpreter": "/usr/bin/python3",
         "docker_insecure_registries": [services.registry],
-        "stack_acme_directory_url": services.ca.directory_url,
-        "stack_acme_ca_file": str(services.ca.root),
+        **acme(services),
         "stack_settings": {"HEALTH_INTERVAL": "20s"},  # to start a check takes a guest seconds of its one slow CPU
     }
+
+
+def acme(services: Services) -> dict[str, object]:
+    """Variables of a stack whose certificates the CA of `services` issues."""
+    return {"stack_acme_directory_url": services.ca.directory_url, "stack_acme_ca_file": str(services.ca.root)}

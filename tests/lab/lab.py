@@ -41,6 +41,11 @@ class Plan:
 class Lab:
     """Three hosts and what they need around them. `Lab.load` for one that is up, `Lab.up` to make it so."""
 
+    rate = (
+        30.0  # requests per second, all hosts together; the guests share this machine with Ansible and the load itself
+    )
+    tags = "all"  # what of site.yml its hosts need
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.name = plan.name
@@ -141,10 +146,8 @@ class Lab:
         `dockerfile` is a text, used instead of the Dockerfile in `context`; `FROM` may name what this returned
         before. Raises CommandFailed, EngineFailed.
         """
-        name = f"{self.services.registry}/{repository}:{tag}"
         with self.engine() as builder:
-            builder.build(name, context=context, dockerfile=dockerfile, build_args=build_args or {})
-            return builder.push(name)
+            return builder.publish(f"{self.services.registry}/{repository}:{tag}", context, dockerfile, build_args)
 
     def engine(self) -> AbstractContextManager[Engine]:
         """A Docker engine of this machine for as long as the context lasts. Raises EngineFailed, CommandFailed."""

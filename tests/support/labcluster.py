@@ -1,7 +1,8 @@
-"""A cluster on the lab's hosts, provisioned and driven as an operator does it: playbooks, `lyttle-ops`, ssh."""
+"""A cluster on the hosts of a lab or of a quick one, driven as an operator does it: playbooks, `lyttle-ops`, ssh."""
 
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,18 +12,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import pytest
 
 from tests.lab import Host, HostError, Lab, files, shell
 from tests.support.load import Load, Report, WebsocketEnd
+from tests.support.quicklab import QuickLab
 from tests.support.quickstack import serves
+from tests.support.quickswarm import Node
 from tests.support.wait import until
 
 NODE, PORTS = "lyttlenginx_lyttlenginx", "lyttlenginx_ports"
 DOMAIN = "demo.example.test"
-RATE = 30.0  # requests per second, all hosts together; the guests share this machine with Ansible and the load itself
 DRAIN = 25.0  # seconds that a node gives requests in flight, websockets among them
 EXITS = ['CMD ["sh", "-c", "echo this image is broken; exit 3"]']  # of a Dockerfile: an image that ends at once
+Machine: TypeAlias = Host | Node
+# Of a test that needs what a quick swarm lacks: systemd, fresh hosts, NFS, PostgreSQL on a host.
+on_lab = pytest.mark.parametrize("provisioned", ["lab"], indirect=True)
 _PLAYBOOKS = files.CHECKOUT / "playbooks"
 
 # A request to the API of the host it runs on: method, path, token and body as JSON on standard input.
@@ -84,7 +91,7 @@ class Command:
 class Cluster:
     """What site.yml made of a lab. `image` is the good one, `newer` another good one."""
 
-    lab: Lab
+    lab: Lab | QuickLab
     image: str
     newer: str
     folder: Path
@@ -93,13 +100,17 @@ class Cluster:
 
     # -- the operator
 
-    def play(self, name: str, timeout: float = 1800, **variables: Any) -> Play:
-        """`ansible-playbook` on the lab's inventory; its output grows in the folder of the tests."""
+    def site(self, timeout: float = 1800) -> Play:
+        """site.yml, or what of it the lab's hosts need."""
+        return self.play("site", timeout, "--tags", self.lab.tags)
+
+    def play(self, name: str, timeout: float = 1800, *words: str, **variables: Any) -> Play:
+        """`ansible-playbook words…` on the lab's inventory; its output grows in the folder of the tests."""
         log = self.folder / f"{name}-{time.time():.0f}.log"
         with log.open("w") as output:
             done = subprocess.run(
                 [
-                    *(str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(self.lab.inventory)),
+                    *(str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(self.lab.inventory), *words),
                     *("-e", json.dumps({"stack_image": self.image, **variables}), str(_PLAYBOOKS / f"{name}.yml")),
                 ],
                 cwd=files.CHECKOUT,
@@ -157,8 +168,12 @@ class Cluster:
     # -- Swarm
 
     @property
+    def hosts(self) -> list[Host] | list[Node]:
+        return self.lab.hosts
+
+    @property
     def addresses(self) -> list[str]:
-        return [host.address for host in self.lab.hosts]
+        return [host.address for host in self.hosts]
 
     def docker(self, *words: str, timeout: float = 300, stdin: str | None = None) -> str:
         """`docker words…` on the first manager that answers."""
@@ -178,7 +193,7 @@ class Cluster:
         lines = self.docker(*words, "--format", "{{.Node}} {{.ID}} {{.CurrentState}}").splitlines()
         return {line.split()[0]: line.split()[1] for line in lines if line.split()[2] == "Running"}
 
-    def container(self, host: Host, service: str = NODE) -> str:
+    def container(self, host: Machine, service: str = NODE) -> str:
         """Id of the service's running container on `host`, the newest one. AssertionError when there is none."""
         found = host.run(["docker", "ps", "--quiet", "--filter", f"label=com.docker.swarm.service.name={service}"])
         assert found.strip(), f"{service} does not run on {host.name}"
@@ -204,7 +219,7 @@ class Cluster:
 
     # -- the API and what is served
 
-    def api(self, method: str, path: str, body: Any = None, host: Host | None = None) -> Any:
+    def api(self, method: str, path: str, body: Any = None, host: Machine | None = None) -> Any:
         """The API's answer on `host` (None: the first one that runs). AssertionError with its refusal."""
         asked = host or next(each for each in self.lab.hosts if each.is_running)
         if not self._token and path != "/auth/login":
@@ -219,10 +234,10 @@ class Cluster:
         assert answer["status"] < 300, f"{method} {path}: {answer}"
         return answer["body"]
 
-    def leader(self) -> Host:
+    def leader(self) -> Machine:
         """The leader's host, once there is one."""
 
-        def named() -> Host | None:
+        def named() -> Machine | None:
             said = self.api("GET", "/cluster/leader")["leader"]
             return self.lab.host(said["node"]) if said else None
 
@@ -234,15 +249,17 @@ class Cluster:
         """A proxy of `domain` to the upstream, over HTTPS."""
         self.api("POST", "/proxy", {"proxy_pass_host": "http://demo:8080", "domains": domain, "ssl": True})
 
-    def serves(self, host: Host, domain: str = DOMAIN) -> bool:
+    def serves(self, host: Machine, domain: str = DOMAIN) -> bool:
         """Whether `host` answers for `domain` over HTTPS, with a certificate of the lab's CA. Raises OSError."""
         return serves(host.address, domain, self.lab.acme_root)
 
     # -- load
 
     @contextmanager
-    def load(self, name: str, rate: float = RATE, hosts: Sequence[Host] | None = None) -> Iterator[Load]:
-        """Steady load on `hosts` (None: all); its report is kept under `name`."""
+    def load(self, name: str, rate: float = 0, hosts: Sequence[Machine] | None = None) -> Iterator[Load]:
+        """Steady load on `hosts` (None: all), of `rate` requests per second (0: what the lab bears); its report is kept
+        under `name`."""
+        rate = rate or self.lab.rate
         addresses = [host.address for host in hosts or self.lab.hosts]
         with self.watched_kills(), Load(addresses, DOMAIN, rate, self.lab.acme_root) as load:
             load.wait(int(rate * 5), 120)
@@ -256,17 +273,10 @@ class Cluster:
         """Meanwhile each host notes when its containers are told to stop."""
         form = '{{.TimeNano}} {{index .Actor.Attributes "com.docker.swarm.service.name"}} {{.Actor.Attributes.signal}}'
         watch = ["docker", "events", "--filter", "event=kill", "--format", form]
-        for host in self.lab.hosts:
+        for host in self.hosts:
             if host.is_running:
-                host.run("systemctl stop kills 2>/dev/null; rm -f /run/kills; touch /run/kills", check=False)
-                unit = [
-                    "systemd-run",
-                    "--quiet",
-                    "--collect",
-                    "--unit=kills",
-                    "--property=StandardOutput=append:/run/kills",
-                ]
-                host.run([*unit, *watch])
+                host.run("kill $(cat /run/kills.pid) 2>/dev/null; rm -f /run/kills", check=False)
+                host.run(f"setsid {shlex.join(watch)} >/run/kills 2>&1 </dev/null & echo $! >/run/kills.pid")
         yield
 
     def told_to_stop(self, end: WebsocketEnd) -> float | None:
@@ -302,12 +312,12 @@ def refuses(address: str) -> bool:
     return True
 
 
-def provision(lab: Lab, folder: Path) -> Cluster:
+def provision(lab: Lab | QuickLab, folder: Path) -> Cluster:
     """site.yml on a lab, images in its registry, an upstream, and DOMAIN published. AssertionError with what failed."""
     image = lab.build_image("1.0.0")
     cluster = Cluster(lab, image, variant(lab, image, "1.0.1", "ENV LYTTLE_TEST_VARIANT=newer"), folder)
     if not lab.hosts[0].succeeds(f"docker service inspect {NODE}"):  # a developer's own lab may have it from before
-        first = cluster.play("site", timeout=3600)
+        first = cluster.site(timeout=3600)
         assert first.code == 0, first.output[-4000:]
     if "demo" not in cluster.docker("service", "ls", "--format", "{{.Name}}").split():
         upstream = (files.CHECKOUT / "tests" / "support" / "upstream.py").read_text()
@@ -316,6 +326,7 @@ def provision(lab: Lab, folder: Path) -> Cluster:
         cluster.docker(
             *("service", "create", "--detach", "--name", "demo", "--network", "lyttlenginx_upstreams"),
             *("--constraint", f"node.hostname=={lab.hosts[0].name}", "--no-healthcheck", "--entrypoint", "python3"),
+            *("--endpoint-mode", "dnsrr"),  # a kernel without IPVS has no virtual addresses
             *("--config", "source=upstream,target=/upstream.py", image, "/upstream.py", "8080"),
         )
     if DOMAIN not in str(cluster.api("GET", "/proxy")):
@@ -324,7 +335,7 @@ def provision(lab: Lab, folder: Path) -> Cluster:
     return cluster
 
 
-def variant(lab: Lab, image: str, tag: str, *lines: str) -> str:
+def variant(lab: Lab | QuickLab, image: str, tag: str, *lines: str) -> str:
     """An image made from `image` by these lines of a Dockerfile, in the lab's registry."""
     dockerfile = "\n".join([f"FROM {image}", *lines, ""])
     return lab.build_image(tag, context=lab.folder / "ca", dockerfile=dockerfile)

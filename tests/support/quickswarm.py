@@ -3,12 +3,12 @@
     with QuickSwarm(folder, nodes=3) as swarm:
         swarm.load(image_tar)
         swarm.manager.docker("service", "create", …)
-        swarm.nodes[2].kill()                  # a power cut
+        swarm.nodes[2].power_cut()
         swarm.nodes[2].start()                 # and back, with its disk
 
-Native speed, unlike the lab's hosts, and less in it: the kernel is this machine's, which may lack IPVS (no ingress, no
-virtual addresses: `--endpoint-mode dnsrr`) and NFS. It shares the lab's bridge, address pool and way out; this machine
-is `swarm.gateway` for the containers. Needs root.
+Native speed, unlike the lab's hosts, and less in it: no systemd, and the kernel is this machine's, which may lack IPVS
+(no ingress, no virtual addresses: `--endpoint-mode dnsrr`) and NFS. A node's own are /etc, /run and /var/lib. It shares
+the lab's bridge, address pool and way out; this machine is `swarm.gateway` for the containers. Needs root.
 
 Nothing outlives the one that started it: a node is a process namespace whose init gets SIGKILL when this process ends,
 however it ends, and with it go all its containers, mounts and its network namespace. Bridge, rules, control groups and
@@ -16,19 +16,22 @@ the folder of one that was killed are removed by the next QuickSwarm of the same
 """
 
 import ctypes
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab import files, network, shell
+from tests.lab import HostError, files, network, shell
 from tests.lab.network import Network
+from tests.lab.services import REGISTRY_PORT
 
 _START_TIMEOUT = 60.0  # seconds
 _PR_SET_PDEATHSIG = 1
@@ -42,6 +45,7 @@ mount -t proc proc /proc
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=755 tmpfs /var/lib
 mkdir {host_folder}
+mount --bind {folder}/etc /etc
 mount --bind {folder}/host {host_folder}
 mount --make-rshared {host_folder}
 hostname {name}
@@ -76,6 +80,59 @@ class Node:
         return shell.run(["docker", *words], timeout=timeout, stdin=stdin, **self.environment).rstrip("\n")
 
     @property
+    def python(self) -> Path:
+        """Python of this machine inside the node, as Ansible's interpreter there."""
+        return self.folder / "python"
+
+    def run(
+        self, command: str | Sequence[str], *, timeout: float = 120, check: bool = True, stdin: str | None = None
+    ) -> str:
+        """Standard output of `command` (a shell line or words) inside the node.
+
+        Raises HostError when it does not end within `timeout` seconds or, unless `check` is off, when it fails."""
+        done = self._run(command, timeout, stdin)
+        if done.returncode != 0 and check:
+            said = (done.stderr.strip() or done.stdout.strip())[-2000:]
+            raise HostError(f"{self.name}: `{command}` failed with {done.returncode}: {said}")
+        return done.stdout
+
+    def succeeds(self, command: str | Sequence[str], *, timeout: float = 120) -> bool:
+        """Whether `command` ends well inside the node. Raises HostError after `timeout` seconds."""
+        return self._run(command, timeout, None).returncode == 0
+
+    def write(self, target: str, text: str) -> None:
+        """Replace the node's file `target`, in /etc, /run or /var/lib, by `text`. Raises HostError."""
+        self.run(f"cat > {shlex.quote(target)}", stdin=text)
+
+    def read(self, path: str) -> str:
+        """The node's file `path`. Raises HostError."""
+        return self.run(["cat", path])
+
+    def _run(
+        self, command: str | Sequence[str], timeout: float, stdin: str | None
+    ) -> "subprocess.CompletedProcess[str]":
+        words = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        try:
+            return subprocess.run(
+                self._inside(*words),
+                input=stdin,
+                stdin=subprocess.DEVNULL if stdin is None else None,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                env=shell.environment(),
+            )
+        except subprocess.TimeoutExpired:
+            raise HostError(f"{self.name}: `{command}` did not end within {timeout:.0f} s") from None
+
+    def _inside(self, *words: str) -> list[str]:
+        assert self._process is not None, f"{self.name} has no power"
+        pid = self._process.pid
+        spaces = [f"--target={pid}", "--net", "--mount", "--uts", "--ipc", f"--pid=/proc/{pid}/ns/pid_for_children"]
+        return ["nsenter", *spaces, "env", *(f"{name}={value}" for name, value in self.environment.items()), *words]
+
+    @property
     def environment(self) -> dict[str, str]:
         """What makes a program speak to this node's engine, and to no configuration of this user's."""
         return {"DOCKER_HOST": f"unix://{self.folder}/docker.sock", "DOCKER_CONFIG": str(self._swarm.folder / "config")}
@@ -84,12 +141,15 @@ class Node:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
+    def start(self, *, wait: bool = True) -> None:
         """Start the node, with the disk that it has. Raises QuickSwarmFailed with dockerd's last words."""
         assert not self.is_running
         network_ = self._swarm.network
         (self.folder / "host").mkdir(parents=True, exist_ok=True)
-        (self.folder / "daemon.json").write_text("{}")
+        if not (self.folder / "etc").exists():
+            shutil.copytree("/etc", self.folder / "etc", symlinks=True)
+        settings = {"insecure-registries": [f"{network_.gateway}:{REGISTRY_PORT}"]}
+        (self.folder / "daemon.json").write_text(json.dumps(settings))
         shutil.rmtree(self.folder / "exec", ignore_errors=True)  # of a node that was killed
         (self.folder / "pid").unlink(missing_ok=True)
         script = _INIT.format(
@@ -123,6 +183,10 @@ class Node:
         shell.run(["ip", "link", "set", self._device, "master", network_.bridge, "up"])
         self._process.stdin.write(b"go\n")
         self._process.stdin.close()
+        self.python.write_text(f'#!/bin/sh\nexec {shlex.join(self._inside("/usr/bin/python3"))} "$@"\n')
+        self.python.chmod(0o755)
+        if wait:
+            self.wait()
 
     def wait(self) -> None:
         """Until its engine answers. Raises QuickSwarmFailed."""
@@ -137,8 +201,8 @@ class Node:
                     raise QuickSwarmFailed(f"dockerd on {self.name} did not start: {exc}\n{said}") from exc
             time.sleep(0.05)
 
-    def kill(self) -> None:
-        """A power cut: every process of the node is gone at once."""
+    def power_cut(self) -> None:
+        """Every process of the node is gone at once."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -176,14 +240,12 @@ class QuickSwarm:
         (self.folder / "config").mkdir(parents=True)
         try:
             for node in self.nodes:
-                node.start()
+                node.start(wait=False)
             self._each(Node.wait)
             first = self.manager
             first.docker("swarm", "init", "--advertise-addr", first.address, "--task-history-limit", "2")
-            tokens = {role: first.docker("swarm", "join-token", "--quiet", role) for role in ("manager", "worker")}
-            for index, node in enumerate(self.nodes[1:], 1):  # managers one after the other: raft takes one at a time
-                token = tokens["manager" if index < self._managers else "worker"]
-                node.docker("swarm", "join", "--token", token, f"{first.address}:2377")
+            for node in self.nodes[1:]:  # managers one after the other: raft takes one at a time
+                self.join(node)
         except BaseException:
             self.stop()
             raise
@@ -192,6 +254,12 @@ class QuickSwarm:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.stop()
 
+    def join(self, node: Node) -> None:
+        """Make `node`, which is in no Swarm, one of this one."""
+        role = "manager" if self.nodes.index(node) < self._managers else "worker"
+        token = self.manager.docker("swarm", "join-token", "--quiet", role)
+        node.docker("swarm", "join", "--token", token, f"{self.manager.address}:2377")
+
     def load(self, image: Path) -> None:
         """Give all nodes the images of the tar file `image`."""
         self._each(lambda node: node.docker("load", "--input", str(image)))
@@ -199,7 +267,7 @@ class QuickSwarm:
     def stop(self) -> None:
         """End it; nothing stays."""
         for node in self.nodes:
-            node.kill()
+            node.power_cut()
         self.network.down()
         self._remove_groups()
         _remove(self.folder)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.labcluster import EXITS, RATE, Cluster, Command, variant
+from tests.support.labcluster import EXITS, Cluster, Command, variant
 
 SITE = "/opt/lyttle-ops/lib/python3*/site-packages/lyttle_ops/nginx/templates/site.conf.j2"
 NEVER_HEALTHY = [
@@ -49,7 +49,7 @@ def test_an_image_that_never_gets_up_fails_no_request(
     load.report().check()
     for told in (str(ended.document), record["message"]):
         assert reason in told.lower(), told
-        assert any(host.name in told for host in cluster.lab.hosts), told
+        assert any(host.name in told for host in cluster.hosts), told
 
 
 def test_an_image_that_is_healthy_and_serves_errors_is_stopped_by_the_proof(cluster: Cluster) -> None:
@@ -58,12 +58,12 @@ def test_an_image_that_is_healthy_and_serves_errors_is_stopped_by_the_proof(clus
         load.phase("deploy")
         ended, record = deploy(cluster, image)
         load.phase("after")
-        load.wait(int(RATE * 5), 60)
+        load.wait(int(cluster.lab.rate * 5), 60)
     report = load.report()
     # Only one node, only from its start until it was put back.
     failing = [figures for figures in report.addresses.values() if figures.failures]
     assert len(failing) <= 1, str(report)
-    assert report.total.failures <= RATE / len(cluster.lab.hosts) * 90, str(report)
+    assert report.total.failures <= cluster.lab.rate / len(cluster.hosts) * 90, str(report)
     assert report.phases["after"].failures == 0, str(report)
     told = {error for error in report.errors if not error.startswith("websocket: ")}  # a library's own words
     assert {error.split(": ")[1] for error in told} <= {"status 500"}, str(report)

@@ -48,8 +48,8 @@ def test_docker_service_update_to_an_image_that_ends_at_once(cluster: Cluster) -
 
 def test_docker_stack_deploy(cluster: Cluster) -> None:
     image = other(cluster)
-    manager = cluster.lab.hosts[0]
-    manager.copy(files.CHECKOUT / "docker-compose.swarm.yml", "/root/stack.yml")
+    manager = cluster.hosts[0]
+    manager.write("/run/stack.yml", (files.CHECKOUT / "docker-compose.swarm.yml").read_text())
     spec = json.loads(cluster.docker("service", "inspect", NODE))[0]["Spec"]["TaskTemplate"]["ContainerSpec"]
     ports = json.loads(cluster.docker("service", "inspect", PORTS))[0]["Spec"]["TaskTemplate"]["ContainerSpec"]
     variables = {
@@ -70,9 +70,9 @@ def test_docker_stack_deploy(cluster: Cluster) -> None:
     ((acme_ca, path),) = names
     override += ["    environment:", f"      ACME_CA_FILE: {path}"]
     override += ["configs:", f"  acme_ca: {{external: true, name: {acme_ca}}}"]
-    manager.write("/root/lab.yml", "\n".join(['version: "3.9"', *override, ""]))
+    manager.write("/run/lab.yml", "\n".join(['version: "3.9"', *override, ""]))
     settings = " ".join(f"{name}='{value}'" for name, value in variables.items())
-    command = "docker stack deploy --with-registry-auth -c /root/stack.yml -c /root/lab.yml lyttlenginx"
+    command = "docker stack deploy --with-registry-auth -c /run/stack.yml -c /run/lab.yml lyttlenginx"
     with cluster.load("stack-deploy") as load:
         manager.run(f"{settings} {command}")
         wait_updated(cluster, "completed")

@@ -40,10 +40,9 @@ def test_a_swarm_of_two_runs_tasks_survives_a_power_cut_and_leaves_nothing(tmp_p
         )
         until(lambda: running_tasks(swarm) == {"n1", "n2"}, 30, "a task on each node")
         second = swarm.nodes[1]
-        second.kill()
+        second.power_cut()
         until(lambda: "Down" in swarm.manager.docker("node", "ls"), 60, "n2 is missed")
         second.start()
-        second.wait()
         until(lambda: "Down" not in swarm.manager.docker("node", "ls"), 60, "n2 is back")
         until(lambda: running_tasks(swarm) == {"n1", "n2"}, 30, "a task on each node again")
     assert leftovers(folder) == []

@@ -5,8 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.lab import Host
-from tests.support.labcluster import NODE, Cluster
+from tests.support.labcluster import NODE, Cluster, Machine, on_lab
 from tests.support.wait import until
 
 SHARED = "/var/lib/lyttle-ops/shared"
@@ -25,11 +24,13 @@ copy._write(int(sys.argv[1]), dataclasses.replace(state, revision=state.revision
 print("written")
 """
 
+pytestmark = on_lab
+
 
 @contextmanager
 def nfs_cut_off(cluster: Cluster) -> Iterator[None]:
     """The server answers nobody, its own host included; who waits for it waits on."""
-    server = cluster.lab.hosts[-1]
+    server = cluster.hosts[-1]
     rule = "INPUT -p tcp --dport 2049 -j DROP"
     server.run(f"iptables -I {rule}")
     try:
@@ -40,7 +41,7 @@ def nfs_cut_off(cluster: Cluster) -> Iterator[None]:
 
 @contextmanager
 def postgres_stopped(cluster: Cluster) -> Iterator[None]:
-    host = cluster.lab.hosts[0]
+    host = cluster.hosts[0]
     host.run("systemctl stop 'postgresql@*' postgresql")
     try:
         yield
@@ -59,10 +60,10 @@ def test_nfs_cut_off_fails_nothing_and_new_tasks_start(cluster: Cluster) -> None
     domain = "nfs-is-back.example.test"
     cluster.publish(domain)
     copied = f"grep -ls {domain} {SHARED}/*/state-*.json"
-    until(lambda: cluster.lab.hosts[1].succeeds(copied, timeout=60), 300, "the copy is written again", every=2)
+    until(lambda: cluster.hosts[1].succeeds(copied, timeout=60), 300, "the copy is written again", every=2)
 
 
-def start_from_the_shared_copy(cluster: Cluster, host: Host) -> None:
+def start_from_the_shared_copy(cluster: Cluster, host: Machine) -> None:
     """A node on `host` starts with PostgreSQL away and without a snapshot of its own, as on a machine made anew, and
     serves DOMAIN. PostgreSQL is back at the end. AssertionError when it does not."""
     old = cluster.container(host)
@@ -74,13 +75,13 @@ def start_from_the_shared_copy(cluster: Cluster, host: Host) -> None:
 
 
 def test_a_node_without_postgresql_starts_from_the_shared_copy(cluster: Cluster) -> None:
-    start_from_the_shared_copy(cluster, cluster.lab.hosts[1])
+    start_from_the_shared_copy(cluster, cluster.hosts[1])
     cluster.whole()
 
 
 def test_a_late_write_of_a_thawed_leader_changes_nothing_that_nodes_read(cluster: Cluster) -> None:
     old = cluster.leader()
-    reader = next(host for host in cluster.lab.hosts if host is not old)
+    reader = next(host for host in cluster.hosts if host is not old)
     frozen = cluster.container(old)
     old_term, _ = newest_manifest(cluster)
     old.run(["docker", "pause", frozen])
@@ -107,24 +108,24 @@ def test_a_late_write_of_a_thawed_leader_changes_nothing_that_nodes_read(cluster
 
 
 def leader_elsewhere(cluster: Cluster, name: str) -> bool:
-    host = next(each for each in cluster.lab.hosts if each.name != name)
+    host = next(each for each in cluster.hosts if each.name != name)
     said = cluster.api("GET", "/cluster/leader", host=host)["leader"]
     return bool(said) and said["node"] != name
 
 
 def newest_manifest(cluster: Cluster) -> tuple[int, str]:
     """The highest term with a manifest, and that manifest."""
-    host = cluster.lab.hosts[1]
+    host = cluster.hosts[1]
     path = host.run(f"ls -d {SHARED}/*/manifest.json | sort | tail -n 1").strip()
     return int(path.split("/")[-2]), host.read(path)
 
 
 def revision(cluster: Cluster, term: int) -> int:
     """Of what the folder of `term` holds, as another host than the writer reads it."""
-    return int(json.loads(cluster.lab.hosts[1].read(f"{SHARED}/{term:020d}/manifest.json"))["revision"])
+    return int(json.loads(cluster.hosts[1].read(f"{SHARED}/{term:020d}/manifest.json"))["revision"])
 
 
 def newest_copy_has(cluster: Cluster, domain: str) -> bool:
-    host = cluster.lab.hosts[1]
+    host = cluster.hosts[1]
     newest = f"$(dirname $(ls -d {SHARED}/*/manifest.json | sort | tail -n 1))"
     return host.succeeds(f"grep -qs {domain} {newest}/state-*.json", timeout=60)
