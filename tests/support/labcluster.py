@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -245,9 +246,36 @@ class Cluster:
         assert found is not None
         return found
 
-    def publish(self, domain: str) -> None:
-        """A proxy of `domain` to the upstream, over HTTPS."""
-        self.api("POST", "/proxy", {"proxy_pass_host": "http://demo:8080", "domains": domain, "ssl": True})
+    def log_out(self) -> None:
+        """Log in anew with the next question: the password, or what it is checked against, is another one now."""
+        self._token = ""
+
+    def publish(self, domain: str) -> int:
+        """A proxy of `domain` to the upstream, over HTTPS; its id."""
+        entry = self.api("POST", "/proxy", {"proxy_pass_host": "http://demo:8080", "domains": domain, "ssl": True})
+        return int(entry["id"])
+
+    def start_upstream(self) -> None:
+        """The service that DOMAIN leads to."""
+        if "upstream" not in self.docker("config", "ls", "--format", "{{.Name}}").split():
+            text = (files.CHECKOUT / "tests" / "support" / "upstream.py").read_text()
+            self.docker("config", "create", "upstream", "-", stdin=text)
+        # On the database's host: the tests cut off, remove and stop the others.
+        self.docker(
+            *("service", "create", "--detach", "--name", "demo", "--network", "lyttlenginx_upstreams"),
+            *("--constraint", f"node.hostname=={self.hosts[0].name}", "--no-healthcheck", "--entrypoint", "python3"),
+            *("--endpoint-mode", "dnsrr"),  # a kernel without IPVS has no virtual addresses
+            *("--config", "source=upstream,target=/upstream.py", self.image, "/upstream.py", "8080"),
+        )
+
+    def certificate(self, host: Machine, domain: str = DOMAIN) -> str:
+        """The certificate that `host` serves for `domain`, as PEM. Raises OSError when it serves none."""
+        context = ssl.create_default_context(cafile=str(self.lab.acme_root))
+        with (
+            socket.create_connection((host.address, 443), 5) as plain,
+            context.wrap_socket(plain, server_hostname=domain) as connection,
+        ):
+            return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True) or b"")
 
     def serves(self, host: Machine, domain: str = DOMAIN) -> bool:
         """Whether `host` answers for `domain` over HTTPS, with a certificate of the lab's CA. Raises OSError."""
@@ -320,15 +348,7 @@ def provision(lab: Lab | QuickLab, folder: Path) -> Cluster:
         first = cluster.site(timeout=3600)
         assert first.code == 0, first.output[-4000:]
     if "demo" not in cluster.docker("service", "ls", "--format", "{{.Name}}").split():
-        upstream = (files.CHECKOUT / "tests" / "support" / "upstream.py").read_text()
-        cluster.docker("config", "create", "upstream", "-", stdin=upstream)
-        # On the database's host: the tests cut off, remove and stop the others.
-        cluster.docker(
-            *("service", "create", "--detach", "--name", "demo", "--network", "lyttlenginx_upstreams"),
-            *("--constraint", f"node.hostname=={lab.hosts[0].name}", "--no-healthcheck", "--entrypoint", "python3"),
-            *("--endpoint-mode", "dnsrr"),  # a kernel without IPVS has no virtual addresses
-            *("--config", "source=upstream,target=/upstream.py", image, "/upstream.py", "8080"),
-        )
+        cluster.start_upstream()
     if DOMAIN not in str(cluster.api("GET", "/proxy")):
         cluster.publish(DOMAIN)
     cluster.whole()
