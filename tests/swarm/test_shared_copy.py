@@ -65,9 +65,10 @@ def test_nfs_cut_off_fails_nothing_and_new_tasks_start(cluster: Cluster) -> None
 def start_from_the_shared_copy(cluster: Cluster, host: Machine) -> None:
     """A node on `host` starts with PostgreSQL away and without a snapshot of its own, as on a machine made anew, and
     serves DOMAIN. PostgreSQL is back at the end. AssertionError when it does not."""
-    old = cluster.container(host)
+    containers = f"docker ps --all --quiet --filter label=com.docker.swarm.service.name={NODE}"
     with postgres_stopped(cluster):
-        host.run(f"docker rm -f {old} && docker volume rm -f lyttlenginx_state")
+        # Those that have ended hold the volume as well.
+        host.run(f"docker rm -f $({containers}) && docker volume rm -f lyttlenginx_state")
         until(lambda: host.name in cluster.tasks(), 180, "a new task", every=2)
         until(lambda: cluster.serves(host), 120, "it serves", every=1)
         assert "shared copy" in host.run(f"docker logs {cluster.container(host)} 2>&1")
