@@ -11,16 +11,17 @@ from tests.support.wait import until
 SHARED = "/var/lib/lyttle-ops/shared"  # NFS makes nobody of a host's root: who reads is the user in a node's container
 # In a node's container: write a state without any site under the term that is given, as its leader did.
 LATE_WRITE = """
-import dataclasses, sys
+import contextlib, dataclasses, sys
 from lyttle_ops.certificates.encryption import Keyring
 from lyttle_ops.clock import SystemClock
-from lyttle_ops.node.shared import SharedCopy
+from lyttle_ops.node.shared import SharedCopy, SharedCopyUnusable
 from lyttle_ops.settings import load
 
 settings = load()
 copy = SharedCopy(settings.shared_dir, Keyring(*settings.master_keys()), lambda: int(sys.argv[1]), SystemClock())
 state = copy.load()
-copy._write(int(sys.argv[1]), dataclasses.replace(state, revision=state.revision + 900, proxies=[]))
+with contextlib.suppress(SharedCopyUnusable):  # once written it finds the newer term
+    copy._write(int(sys.argv[1]), dataclasses.replace(state, revision=state.revision + 900, proxies=[]))
 print("written")
 """
 
