@@ -6,6 +6,7 @@ from lyttle_ops.db.errors import (
     DatabaseError,
     DatabaseMisconfigured,
     DatabaseUnavailable,
+    LoginRefused,
     UniqueConflict,
 )
 from lyttle_ops.db.queries import load_queries
@@ -16,6 +17,7 @@ __all__ = [
     "DatabaseError",
     "DatabaseMisconfigured",
     "DatabaseUnavailable",
+    "LoginRefused",
     "UniqueConflict",
     "load_queries",
 ]

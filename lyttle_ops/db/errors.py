@@ -26,6 +26,10 @@ class DatabaseMisconfigured(DatabaseError):
     """PostgreSQL is there, but not usable as configured: password, database, permissions, or a pooler."""
 
 
+class LoginRefused(DatabaseMisconfigured):
+    """PostgreSQL is there and lets nobody in as configured: password, database, pg_hba.conf."""
+
+
 class UniqueConflict(DatabaseError):
     """A row with this key exists already."""
 
@@ -34,12 +38,7 @@ class UniqueConflict(DatabaseError):
         self.constraint = constraint
 
 
-_MISCONFIGURED = (
-    pg.InvalidPassword,
-    pg.InvalidAuthorizationSpecification,
-    pg.InvalidCatalogName,
-    pg.InsufficientPrivilege,
-)
+_LOGIN_REFUSED = (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)
 _BUSY = (pg.LockNotAvailable, pg.QueryCanceled, pg.DeadlockDetected, pg.SerializationFailure)
 
 
@@ -65,7 +64,9 @@ def translated(secrets: tuple[str, ...] = ()) -> Iterator[None]:
 def _classify(exc: Exception, text: str) -> DatabaseError:
     if isinstance(exc, pg.UniqueViolation):
         return UniqueConflict(text, constraint=exc.diag.constraint_name)
-    if isinstance(exc, _MISCONFIGURED):
+    if isinstance(exc, _LOGIN_REFUSED):
+        return LoginRefused(text)
+    if isinstance(exc, pg.InsufficientPrivilege):
         return DatabaseMisconfigured(text)
     if isinstance(exc, _BUSY):
         return DatabaseBusy(text)
@@ -74,7 +75,7 @@ def _classify(exc: Exception, text: str) -> DatabaseError:
     if isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
         # A refused log-in has no SQLSTATE in libpq < 18: the server's FATAL is only text there.
         if exc.sqlstate is None and isinstance(exc, psycopg.OperationalError) and _is_refused_login(text):
-            return DatabaseMisconfigured(text)
+            return LoginRefused(text)
         return DatabaseUnavailable(f"PostgreSQL cannot be reached: {text}")
     return DatabaseError(text)
 

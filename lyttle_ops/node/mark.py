@@ -1,8 +1,10 @@
-"""The mark of the database configuration that last worked on this machine, STATE_DIR/database.mark.
+"""The mark of the database configuration and of the version that last worked on this machine, STATE_DIR/database.mark.
 
 When PostgreSQL cannot be used, no error tells whether it is away or DATABASE_URL is wrong: a wrong host looks like a
 server that is down, and a server that somebody locked refuses the right password. Whether the configuration is the one
-that worked does. The mark is an HMAC with a key derived from the master key, so it tells nobody the password.
+that worked does. One that lets us in and refuses a statement is another matter: then it is this version that cannot use
+it, unless the same version did. The mark is an HMAC with a key derived from the master key, so it tells nobody the
+password.
 """
 
 import hmac
@@ -16,7 +18,9 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 
+from lyttle_ops import __version__
 from lyttle_ops.certificates.encryption import Keyring
+from lyttle_ops.db import DatabaseBusy, DatabaseError, DatabaseUnavailable, LoginRefused, migrate
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +32,28 @@ class DatabaseMark:
         self._path = state_dir / "database.mark"
         self._keyring = keyring
         self._configuration = json.dumps([[url, _roots(url)] for url in urls]).encode()
+        self._version = f"{__version__} {migrate.head()}"
+        self._same_version = False
         self.changed = self._compare()  # None: nothing is known, as on a new machine or under another master key
 
     def worked(self) -> None:
-        """This configuration does. Raises OSError."""
+        """This configuration does, for this version. Raises OSError."""
         key_id = self._keyring.key_id
         # Not by pid: two containers of one node share this folder, and may share the number.
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"key_id": key_id, "hmac": self._code(key_id)}, file)
+            json.dump({"key_id": key_id, "hmac": self._code(key_id), "version": self._version}, file)
         temporary.replace(self._path)
-        self.changed = False
+        self.changed, self._same_version = False, True
+
+    def blames(self, error: DatabaseError) -> bool:
+        """Whether `error` is this configuration's or this version's own, and not that of a PostgreSQL which is away."""
+        if isinstance(error, DatabaseUnavailable | DatabaseBusy):
+            return bool(self.changed)
+        if isinstance(error, LoginRefused):
+            return self.changed is not False
+        return self.changed is not False or not self._same_version
 
     def _compare(self) -> bool | None:
         try:
@@ -52,6 +66,7 @@ class DatabaseMark:
             return None
         if key_id not in self._keyring.key_ids:
             return None
+        self._same_version = kept.get("version") == self._version
         return not hmac.compare_digest(code.encode(), self._code(key_id).encode())
 
     def _code(self, key_id: str) -> str:

@@ -131,7 +131,7 @@ class Node:
         self._database_health = checks.DatabaseHealth(self._clock)
         self._exit_code = 0
         self._signalled = False
-        self._misconfigured = False  # DATABASE_URL seems wrong (lyttle_ops.node.mark)
+        self._misconfigured = False  # or this version (lyttle_ops.node.mark)
         self._once_ready = False  # this instance was, or one before it on this machine that died
 
     # -- life ------------------------------------------------------------------------------------------
@@ -215,15 +215,13 @@ class Node:
                 self._remember_database()
                 break
             except DatabaseError as exc:
-                # The error itself counts only on a machine where nothing has worked yet.
-                refused = isinstance(exc, DatabaseMisconfigured) and self._mark.changed is not False
-                self._misconfigured = refused or bool(self._mark.changed)
+                self._misconfigured = self._mark.blames(exc)
                 self._database_health.failed(exc)
                 log.warning("PostgreSQL at %s cannot be used: %s", self._database.address, exc)
                 if self._mark.changed and not tries:
                     log.warning("DATABASE_URL or its CA was changed here: this node is not ready before it works")
                 served = served or self._serve_snapshot()
-                if not served and refused:
+                if not served and self._misconfigured and isinstance(exc, DatabaseMisconfigured):
                     raise
                 if not served and self._clock.monotonic() > deadline:
                     raise Fatal(
@@ -450,7 +448,8 @@ class Node:
             else:
                 log.warning("This node cannot serve: %s", self._checks["nginx"]["message"])
             self._leadership.reconsider()
-        # Not with a DATABASE_URL that seems wrong, though it serves what it served last: Swarm shall roll that back.
+        # Not with a DATABASE_URL that seems wrong or a version that cannot use the database, though it serves what it
+        # served last: Swarm shall roll that back.
         if self._state == "starting" and serving and self._checks["api"]["ok"] and not self._misconfigured:
             self._state = "ready"
             self._once_ready = True

@@ -108,16 +108,20 @@ def test_a_password_that_is_changed_in_the_vault_is_that_of_each_log_in(server: 
 
 
 @pytest.mark.timeout(400)
-def test_a_log_in_that_an_interrupted_change_made_is_left_to_it(server: Server) -> None:
+@pytest.mark.parametrize(("in_use", "other"), [("", "_b"), ("_b", "")])
+def test_log_ins_keep_their_passwords_while_a_change_is_unfinished(server: Server, in_use: str, other: str) -> None:
     new = secrets.token_hex(20)
-    server.keep("", database_app_password_new=new, database_owner_password_new=new)
+    server.keep(in_use, database_app_password_new=new, database_owner_password_new=new)
+    passwords = {f"lyttle_{name}{in_use}": PASSWORD for name in ("app", "owner")}
+    passwords |= {f"lyttle_{name}{other}": new for name in ("app", "owner")}  # nodes come with it already
     with psycopg.connect(server.server.url("postgres"), autocommit=True) as admin:
-        admin.execute(f"CREATE ROLE lyttle_app_b LOGIN PASSWORD '{new}'")  # nodes come with it already
-        admin.execute("CREATE ROLE lyttle_app")
-        admin.execute("GRANT lyttle_app TO lyttle_app_b")
+        for login, password in passwords.items():
+            admin.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{password}'")
+        for name in ("app", "owner"):
+            admin.execute(f"GRANT lyttle_{name} TO lyttle_{name}_b")
     server.play()
-    server.connect("lyttle_app_b", new).close()
-    server.connect("lyttle_app").close()
+    for login, password in passwords.items():
+        server.connect(login, password).close()
 
 
 @pytest.mark.timeout(400)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lyttle_ops.certificates.encryption import Keyring
+from lyttle_ops.db import DatabaseBusy, DatabaseError, DatabaseMisconfigured, DatabaseUnavailable, LoginRefused
 from lyttle_ops.node.mark import DatabaseMark
 
 OLD, NEW = bytes(range(32)), bytes(32)
@@ -53,3 +54,27 @@ def test_it_survives_the_change_of_the_master_key_and_tells_nobody_the_password(
 def test_a_damaged_mark_is_none(tmp_path: Path, roots: Path, text: str) -> None:
     (tmp_path / "database.mark").write_text(text)
     assert mark(tmp_path, roots).changed is None
+
+
+AWAY = (DatabaseUnavailable("no route"), DatabaseBusy("lock timeout"))
+REFUSED = (LoginRefused("password authentication failed"),)
+UNUSABLE = (DatabaseMisconfigured("permission denied for schema"), DatabaseError("a migration failed"))
+
+
+def blamed(known: DatabaseMark) -> set[DatabaseError]:
+    return {error for error in (*AWAY, *REFUSED, *UNUSABLE) if known.blames(error)}
+
+
+def test_what_postgresql_says_is_blamed_on_what_is_new_here(
+    tmp_path: Path, roots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert blamed(mark(tmp_path, roots)) == {*REFUSED, *UNUSABLE}  # a new machine
+    mark(tmp_path, roots).worked()
+    assert blamed(mark(tmp_path, roots)) == set()
+    assert blamed(mark(tmp_path, roots, host="elsewhere")) == {*AWAY, *REFUSED, *UNUSABLE}
+    # An update whose migration is not allowed must not replace one node after the other.
+    monkeypatch.setattr("lyttle_ops.node.mark.migrate.head", lambda: "9999")
+    newer = mark(tmp_path, roots)
+    assert blamed(newer) == set(UNUSABLE)
+    newer.worked()
+    assert blamed(newer) == blamed(mark(tmp_path, roots)) == set()
