@@ -99,15 +99,12 @@ def _wrong(
 
 
 def _not_served(certificate: Mapping[str, Any], now: datetime) -> list[str]:
-    """Why a certificate protects nobody. One that is simply being issued is no problem."""
+    """Why a certificate protects nobody."""
     names, until = _names(certificate), certificate.get("not_after")
     if until:
         expired = datetime.fromisoformat(until) < now
         return [f"{names}: the certificate expired at {until}: /certificates of the API says why"] if expired else []
-    if said := certificate.get("last_error"):
-        return [f"{names}: no certificate was issued: {said}"]
-    failed = "failed" in text(certificate.get("stage"))
-    return [f"{names}: no certificate was issued: {certificate['stage']}"] if failed else []
+    return [f"{names}: no certificate yet: unless it was added just now, /certificates of the API says why"]
 
 
 def _names(certificate: Mapping[str, Any]) -> str:
@@ -131,4 +128,6 @@ def _problems(node: Mapping[str, Any], everywhere: bool) -> list[str]:
         found.append(f"{name}: not ready: `curl http://localhost:3003/health/ready` there names the check")
     if node.get("database_ok") is False:
         found.append(f"{name}: PostgreSQL cannot be used from there")
+    if node.get("api_ok") is False:
+        found.append(f"{name}: its API does not answer: `docker service logs` says why")
     return found

@@ -125,6 +125,7 @@ def about_nodes(engine: Engine, options: dict[str, Any]) -> list[dict[str, Any]]
                 "ready": status.get("state") == "ready" if status else None,
                 "leader": status.get("leader") if status else None,
                 "database_ok": (status.get("database") or {}).get("ok") if status else None,
+                "api_ok": ((status.get("checks") or {}).get("api") or {}).get("ok") if status else None,
                 "revision": status.get("revision"),
             }
         )
