@@ -60,7 +60,7 @@ def test_nfs_cut_off_fails_nothing_and_new_tasks_start(cluster: Cluster) -> None
     cluster.check_websockets(load.report().check())
     domain = "nfs-is-back.example.test"
     cluster.publish(domain)
-    until(lambda: newest_copy_has(cluster, domain), 300, "the copy is written again", every=2)
+    until(lambda: newest_copy_has(cluster, cluster.hosts[1], domain), 300, "the copy is written again", every=2)
 
 
 def start_from_the_shared_copy(cluster: Cluster, host: Machine) -> None:
@@ -84,14 +84,14 @@ def test_a_late_write_of_a_thawed_leader_changes_nothing_that_nodes_read(cluster
     old = cluster.leader()
     reader = next(host for host in cluster.hosts if host is not old)
     frozen = cluster.container(old)
-    old_term, _ = newest_manifest(cluster)
+    old_term, _ = newest_manifest(cluster, reader)
     old.run(["docker", "pause", frozen])
     try:
         until(lambda: leader_elsewhere(cluster, old.name), 60, "another one leads", every=0.5)
         domain = f"term-{int(time.time())}.example.test"
         cluster.api("POST", "/proxy", {"proxy_pass_host": "http://demo:8080", "domains": domain}, reader)
-        until(lambda: newest_copy_has(cluster, domain), 120, "the new leader's copy", every=1)
-        term, _ = newest_manifest(cluster)
+        until(lambda: newest_copy_has(cluster, reader, domain), 120, "the new leader's copy", every=1)
+        term, _ = newest_manifest(cluster, reader)
         assert term > old_term
     finally:
         old.run(["docker", "unpause", frozen])
@@ -100,11 +100,14 @@ def test_a_late_write_of_a_thawed_leader_changes_nothing_that_nodes_read(cluster
     late = ["docker", "exec", "-i", cluster.container(old), "/opt/lyttle-ops/bin/python", "-", str(old_term)]
     assert "written" in old.run(late, stdin=LATE_WRITE, timeout=120)
     until(
-        lambda: revision(cluster, old_term) > revision(cluster, term), 60, "the late write is seen elsewhere", every=1
+        lambda: revision(cluster, reader, old_term) > revision(cluster, reader, term),
+        60,
+        "the late write is seen elsewhere",
+        every=1,
     )
     start_from_the_shared_copy(cluster, reader)
-    assert newest_manifest(cluster)[0] >= term
-    assert newest_copy_has(cluster, domain)
+    assert newest_manifest(cluster, reader)[0] >= term
+    assert newest_copy_has(cluster, reader, domain)
     cluster.whole()
 
 
@@ -114,23 +117,22 @@ def leader_elsewhere(cluster: Cluster, name: str) -> bool:
     return bool(said) and said["node"] != name
 
 
-def look(cluster: Cluster, command: str) -> str:
-    """What `command` says in the node's container on the second host, which is not the server of NFS."""
-    host = cluster.hosts[1]
+def look(cluster: Cluster, host: Machine, command: str) -> str:
+    """What `command` says in the node's container on `host`."""
     return host.run(["docker", "exec", cluster.container(host), "sh", "-c", command], timeout=60)
 
 
-def newest_manifest(cluster: Cluster) -> tuple[int, str]:
-    """The highest term with a manifest, and that manifest."""
-    path = look(cluster, f"ls -d {SHARED}/*/manifest.json | sort | tail -n 1").strip()
-    return int(path.split("/")[-2]), look(cluster, f"cat {path}")
+def newest_manifest(cluster: Cluster, host: Machine) -> tuple[int, str]:
+    """The highest term with a manifest, and that manifest, as `host` reads it."""
+    path = look(cluster, host, f"ls -d {SHARED}/*/manifest.json | sort | tail -n 1").strip()
+    return int(path.split("/")[-2]), look(cluster, host, f"cat {path}")
 
 
-def revision(cluster: Cluster, term: int) -> int:
-    """Of what the folder of `term` holds, as another host than the writer reads it."""
-    return int(json.loads(look(cluster, f"cat {SHARED}/{term:020d}/manifest.json"))["revision"])
+def revision(cluster: Cluster, host: Machine, term: int) -> int:
+    """Of what the folder of `term` holds, as `host` reads it."""
+    return int(json.loads(look(cluster, host, f"cat {SHARED}/{term:020d}/manifest.json"))["revision"])
 
 
-def newest_copy_has(cluster: Cluster, domain: str) -> bool:
+def newest_copy_has(cluster: Cluster, host: Machine, domain: str) -> bool:
     newest = f"$(dirname $(ls -d {SHARED}/*/manifest.json | sort | tail -n 1))"
-    return bool(look(cluster, f"grep -ls {domain} {newest}/state-*.json || true").strip())
+    return bool(look(cluster, host, f"grep -ls {domain} {newest}/state-*.json || true").strip())
