@@ -29,7 +29,7 @@ test-operations: ## tests of the operator's commands, import, restore, key chang
 	@.ci/setup tests
 	@$(VENV)/bin/pytest tests/operations -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-swarm: ## the tests on three real Debian hosts, from a bare machine; needs root or sudo
+test-swarm: ## the tests on a real Swarm: a quick one, and three Debian hosts; from a bare machine, needs root or sudo
 	@.ci/setup lab
 	@$(ROOT) $(VENV)/bin/pytest tests/swarm --timeout=3600 $(ARGS)
 

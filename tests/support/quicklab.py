@@ -102,6 +102,8 @@ class QuickLab:
             "ansible_become": False,  # it is root already
             "ansible_pipelining": True,
             "stack_database_url": self._url(self.network.gateway),
+            "stack_update_delay": 8,  # seconds; a node of a quick swarm is proved in less than a host
+            "stack_proof_seconds": 5,
         }
         (self.folder / "group_vars").mkdir(exist_ok=True)
         (self.folder / "group_vars" / "all.yml").write_text(yaml.safe_dump(variables, sort_keys=False))

@@ -243,7 +243,7 @@ class QuickSwarm:
                 node.start(wait=False)
             self._each(Node.wait)
             first = self.manager
-            first.docker("swarm", "init", "--advertise-addr", first.address, "--task-history-limit", "2")
+            first.docker("swarm", "init", "--advertise-addr", first.address)
             for node in self.nodes[1:]:  # managers one after the other: raft takes one at a time
                 self.join(node)
         except BaseException:

@@ -30,7 +30,7 @@ def lab() -> Iterator[Lab]:
         lab.down()
 
 
-@pytest.fixture(scope="session", params=[pytest.param("quick", marks=pytest.mark.core), "lab"])
+@pytest.fixture(scope="session", params=["quick", "lab"])
 def provisioned(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """The cluster after site.yml, serving a site over HTTPS on every host; logs and reports are in build/swarm."""
     where = request.param

@@ -52,6 +52,7 @@ def test_an_image_that_never_gets_up_fails_no_request(
         assert any(host.name in told for host in cluster.hosts), told
 
 
+@pytest.mark.core
 def test_an_image_that_is_healthy_and_serves_errors_is_stopped_by_the_proof(cluster: Cluster) -> None:
     image = variant(cluster.lab, cluster.image, "errors", *SERVES_ERRORS)
     with cluster.load("image-errors") as load:

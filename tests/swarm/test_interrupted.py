@@ -1,5 +1,7 @@
 """A deploy that is killed, and two at once: the next command can handle it, under load, and no request fails."""
 
+import pytest
+
 from tests.support.labcluster import Cluster
 from tests.support.wait import until
 
@@ -13,6 +15,7 @@ def lock(cluster: Cluster) -> bool:
     return "lyttlenginx_deploy_lock" in cluster.docker("config", "ls", "--format", "{{.Name}}").split()
 
 
+@pytest.mark.core
 def test_a_deploy_that_was_killed_is_taken_over_by_the_next(cluster: Cluster) -> None:
     image = other(cluster)
     with cluster.load("deploy-killed") as load:

@@ -17,7 +17,7 @@ from tests.support.load import Load
 from tests.support.quickstack import NODE, PORTS, QuickStack, serves
 from tests.support.wait import until
 
-pytestmark = [pytest.mark.timeout(2400), pytest.mark.core]
+pytestmark = pytest.mark.timeout(2400)
 
 DOMAIN = "demo.example.test"
 RATE = 220.0  # requests per second, all nodes together

@@ -2,11 +2,14 @@
 
 import time
 
+import pytest
+
 from tests.support.labcluster import NODE, PORTS, Cluster, refuses
 from tests.support.quicklab import QuickLab
 from tests.support.wait import until
 
 
+@pytest.mark.core
 def test_a_deploy_fails_no_request_and_websockets_live_until_the_drain(cluster: Cluster) -> None:
     before = cluster.tasks()
     with cluster.load("deploy") as load:
@@ -69,6 +72,7 @@ def test_a_holder_that_is_killed_and_a_deploy_after_it_fail_no_request(cluster: 
     cluster.check_websockets(load.report().check())
 
 
+@pytest.mark.core
 def test_a_node_is_removed_and_added_and_fails_no_request(cluster: Cluster) -> None:
     host = cluster.hosts[1]
     with cluster.load("node-remove-add") as load:
