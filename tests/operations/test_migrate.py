@@ -128,6 +128,12 @@ def test_a_switch_that_fails_takes_the_label_back_while_the_old_host_does_not_an
     assert "old-nginx on old was NOT started again (Whether old-nginx runs is not known: Cannot connect" in said
 
 
+def test_a_server_that_could_not_be_stopped_starts_with_its_host_again(work: Checkout) -> None:
+    commands, said = migrate(work, "back", "echo true")
+    assert commands == ["update --restart=unless-stopped old-nginx"], said
+    assert "old-nginx runs on old again" in said
+
+
 def test_a_stopped_server_is_switched_from_and_removed(work: Checkout) -> None:
     commands, said = migrate(work, "switch", "echo false")
     assert commands == []
