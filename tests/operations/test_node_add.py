@@ -68,14 +68,14 @@ FAILED: list[dict[str, Any]] = [
 ]
 
 
-def add(work: Checkout, label: str = "", update: str = "true", known: str = "") -> tuple[list[str], str]:
+def add(work: Checkout, label: str = "", update: str = "true", known: str = "", ran: str = "") -> tuple[list[str], str]:
     """The commands that the Swarm was given, and what was said. `update`: what `docker node update` does; `known`: the
-    ids of tasks that were there before."""
+    ids of tasks that were there before; `ran`: the state of the one that should run on the node."""
     log = work.folder / "commands"
     log.write_text("")
     work.folder.joinpath("docker").write_text(
         f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; '
-        f'"service ps"*) echo {known};; '
+        f'"service ps"*node=id4*) echo {ran};; "service ps"*) echo {known};; '
         f'"node update"*) echo "$*" >> {log}; {update};; *) echo "$*" >> {log};; esac\n'
     )
     work.folder.joinpath("docker").chmod(0o755)
@@ -135,8 +135,15 @@ def test_a_label_that_cannot_be_set_back_is_said(work: Checkout) -> None:
     assert "could NOT be set back (the swarm has no leader), so every deploy waits for a task there: `docker" in said
 
 
-def test_a_node_that_had_its_label_before_keeps_it(work: Checkout) -> None:
-    commands, said = add(work, label="true")
+@pytest.mark.parametrize("ran", ["", "Starting 3 seconds ago"])
+def test_a_label_that_a_killed_run_left_is_taken_away(work: Checkout, ran: str) -> None:
+    commands, said = add(work, label="true", ran=ran)
+    assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
+    assert "The label lyttle.edge of n4 is false again" in said
+
+
+def test_a_node_that_served_before_keeps_its_label(work: Checkout) -> None:
+    commands, said = add(work, label="true", ran="Running 2 hours ago")
     assert commands == ["label id4 true"], said
     assert "The label lyttle.edge of n4 is as it was before" in said
 
