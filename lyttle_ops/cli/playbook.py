@@ -9,8 +9,35 @@ from lyttle_ops.cli.operator import inventory_option
 from lyttle_ops.deploy import project
 from lyttle_ops.deploy.runs import Control, InventoryMissing, environment, program
 
+_INVENTORY = ("-i", "--inventory", "--inventory-file")  # as ansible-playbook calls it
 
-@click.command(context_settings={"ignore_unknown_options": True})
+
+class _PassesOn(click.Command):
+    """Reads the inventory and --help where they stand alone; all else is Ansible's, such as the i in -lnginx1."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ours: list[str] = []
+        theirs: list[str] = []
+        rest = iter(args)
+        for each in rest:
+            option, equals, value = each.partition("=")
+            if each in ctx.help_option_names:
+                ours.append(each)
+            elif option in _INVENTORY:
+                named = value if equals else next(rest, None)
+                if named is None:
+                    raise click.BadOptionUsage(option, f"Option '{option}' requires an argument.", ctx)
+                ours.append(f"--inventory={named}")
+            elif each.startswith("-i"):
+                ours.append(each)
+            elif each == "--":
+                theirs += rest
+            else:
+                theirs.append(each)
+        return super().parse_args(ctx, [*ours, "--", *theirs])
+
+
+@click.command(cls=_PassesOn)
 @inventory_option
 @click.argument("name", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

@@ -18,6 +18,11 @@ READ = json.dumps({"proxies": NOTHING, "certificates": NOTHING})
 RUNS = {"instance": {"container": "c", "domains": [], "status": {"state": "ready"}}}
 AWAY = "ansible_host=127.0.0.1 ansible_port=1"
 DAEMON = "echo Cannot connect to the Docker daemon: dial unix: no such file or directory >&2; exit 1"
+# What somebody does who takes the lock over while this machine sleeps, and is done.
+LOSE = (
+    f"PYTHONPATH={ROOT}/roles/stack/module_utils {sys.executable} -B -c 'import lyttle_engine; "
+    'engine = lyttle_engine.Engine(); engine.remove_config(engine.config("lyttlenginx_deploy_lock")["ID"])\''
+)
 ABSENT = "echo Error response from daemon: No such container: old-nginx >&2; exit 1"
 
 
@@ -126,6 +131,23 @@ def test_a_switch_that_fails_takes_the_label_back_while_the_old_host_does_not_an
     ], said
     assert "Not switched. Let a node run there: " in said
     assert "old-nginx on old was NOT started again (Whether old-nginx runs is not known: Cannot connect" in said
+
+
+def test_a_switch_that_lost_the_lock_starts_the_old_server_and_leaves_the_label(work: Checkout) -> None:
+    commands, said = migrate(work, "switch", "echo false", swarm="n1\nold", updates=f"{LOSE}; exit 1")
+    assert commands == [
+        "node update --label-add lyttle.edge=true id4",
+        "update --restart=unless-stopped old-nginx",
+        "start old-nginx",
+    ], said
+    assert "old-nginx on old was started again. The label lyttle.edge of old was left as it is, since the" in said
+    assert "When they are done: `docker node update --label-add lyttle.edge=false id4`" in said
+
+
+def test_a_server_that_could_not_be_stopped_starts_with_its_host_again(work: Checkout) -> None:
+    commands, said = migrate(work, "back", "echo true")
+    assert commands == ["update --restart=unless-stopped old-nginx"], said
+    assert "old-nginx runs on old again" in said
 
 
 def test_a_stopped_server_is_switched_from_and_removed(work: Checkout) -> None:

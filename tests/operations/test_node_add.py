@@ -30,6 +30,7 @@ RECORD = {
     "mode": {"kind": "global"},
     "specs": {},
 }
+AT_IMAGE, AT_TASKS = f"/images/{quote(IMAGE)}/json", "/tasks"
 # The real one wants Docker's own library; what matters here is that the label is set by it.
 DOCKER_NODE = """
 import os
@@ -68,14 +69,22 @@ FAILED: list[dict[str, Any]] = [
 ]
 
 
-def add(work: Checkout, label: str = "", update: str = "true", known: str = "") -> tuple[list[str], str]:
+def add(
+    work: Checkout,
+    label: str = "",
+    update: str = "true",
+    known: str = "",
+    ran: str = "",
+    lost_at: str | None = None,
+) -> tuple[list[str], str]:
     """The commands that the Swarm was given, and what was said. `update`: what `docker node update` does; `known`: the
-    ids of tasks that were there before."""
+    ids of tasks that were there before; `ran`: the state of the one that should run on the node; `lost_at`: what the
+    engine is asked when somebody else takes the lock over, and is done."""
     log = work.folder / "commands"
     log.write_text("")
     work.folder.joinpath("docker").write_text(
         f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; '
-        f'"service ps"*) echo {known};; '
+        f'"service ps"*node=id4*) echo {ran};; "service ps"*) echo {known};; '
         f'"node update"*) echo "$*" >> {log}; {update};; *) echo "$*" >> {log};; esac\n'
     )
     work.folder.joinpath("docker").chmod(0o755)
@@ -86,14 +95,22 @@ def add(work: Checkout, label: str = "", update: str = "true", known: str = "") 
     variables = {"stack_node": "n4", "stack_node_seconds": 3}
     path = f"{work.folder}:/usr/bin:/bin"
     configs = [config("lyttlenginx_release_1", {**RECORD, "specs": {}})]
-    answers = {
-        f"/images/{quote(IMAGE)}/json": {"Id": "sha256:0123456789abcdef"},
+    answers: dict[str, Any] = {
+        AT_IMAGE: {"Id": "sha256:0123456789abcdef"},
         "/services": [LIVE],
         f"/services/{SERVICE}": LIVE,
         "/nodes": [NODE],
-        "/tasks": FAILED,
+        AT_TASKS: FAILED,
         "/configs": configs,
     }
+    if lost_at:
+        said_then = answers[lost_at]
+
+        def lose() -> object:
+            configs[1:] = []
+            return said_then
+
+        answers[lost_at] = lose
     with fake_engine(work.folder.parent / "s", answers) as host:
         environment = {"PATH": path, "DOCKER_HOST": host, "COMMANDS": str(log)}
         plays = [
@@ -135,10 +152,27 @@ def test_a_label_that_cannot_be_set_back_is_said(work: Checkout) -> None:
     assert "could NOT be set back (the swarm has no leader), so every deploy waits for a task there: `docker" in said
 
 
-def test_a_node_that_had_its_label_before_keeps_it(work: Checkout) -> None:
-    commands, said = add(work, label="true")
+@pytest.mark.parametrize("ran", ["", "Starting 3 seconds ago"])
+def test_a_label_that_a_killed_run_left_is_taken_away(work: Checkout, ran: str) -> None:
+    commands, said = add(work, label="true", ran=ran)
+    assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
+    assert "The label lyttle.edge of n4 is false again" in said
+
+
+def test_a_node_that_served_before_keeps_its_label(work: Checkout) -> None:
+    commands, said = add(work, label="true", ran="Running 2 hours ago")
     assert commands == ["label id4 true"], said
     assert "The label lyttle.edge of n4 is as it was before" in said
+
+
+@pytest.mark.parametrize(
+    ("lost_at", "reason"), [(AT_IMAGE, "The deploy lock was taken over"), (AT_TASKS, "3 starts failed on web-4")]
+)
+def test_the_label_is_theirs_who_took_the_lock_over(work: Checkout, lost_at: str, reason: str) -> None:
+    commands, said = add(work, lost_at=lost_at)
+    assert commands == ["label id4 true"], said
+    assert reason in said
+    assert "The label lyttle.edge of n4 was left as it is, since the cluster is theirs who have the lock now" in said
 
 
 def test_what_failed_in_an_earlier_attempt_does_not_count(work: Checkout) -> None:

@@ -51,8 +51,8 @@ def test_without_a_manager_nothing_is_changed(work: Checkout) -> None:
 @pytest.mark.timeout(300)
 def test_what_an_interrupted_change_left_on_some_is_on_all(work: Checkout) -> None:
     begun = {**OLD, "master_key_new": "new"}
-    _, kept = rotate(work, {"n1": {**begun, "master_key": "new"}, "n2": begun, "n3": OLD})
-    assert kept == {"n1": begun, "n2": begun, "n3": begun}
+    _, kept = rotate(work, {"n1": {**begun, "master_key": "new"}, "n2": begun, "n3": OLD, "n4": {}})  # n4: reinstalled
+    assert kept == {"n1": begun, "n2": begun, "n3": begun, "n4": begun}
 
 
 @pytest.mark.timeout(300)

@@ -1,6 +1,7 @@
 """The operator's commands before any playbook runs: wrong usage, what is missing, and what stays unloaded."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from lyttle_ops import cli
         (["node", "add"], "Missing argument 'HOST'"),
         (["node", "frobnicate"], "No such command"),
         (["node", "remove", "n1"], "say --yes"),
+        (["playbook", "site", "-i"], "Option '-i' requires an argument"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -51,6 +53,34 @@ def test_a_missing_inventory_says_what_to_copy(
     monkeypatch.setenv("LYTTLE_INVENTORY", "elsewhere.ini")
     assert cli.run(command) == 2
     assert "there is no inventory elsewhere.ini" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inventory", "passed"),
+    [
+        (["site", "-lnginx1", "-tnfs"], "inventory.ini", ["-lnginx1", "-tnfs"]),
+        (["site", "-l", "host1", "-lhost1", "-Ci"], "inventory.ini", ["-l", "host1", "-lhost1", "-Ci"]),
+        (["-i", "other", "site", "--check"], "other", ["--check"]),
+        (["site", "-e", "a=-i", "-i", "other", "-v"], "other", ["-e", "a=-i", "-v"]),
+        (["site", "-iother"], "other", []),
+        (["--inventory", "other", "site"], "other", []),
+        (["site", "--inventory=other", "--limit=n1"], "other", ["--limit=n1"]),
+        (["site", "--inventory-file", "other"], "other", []),
+        (["site", "--inventory-file=other"], "other", []),
+    ],
+)
+def test_a_playbooks_inventory_is_read_and_all_else_passed_on(
+    arguments: list[str], inventory: str, passed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ansible_runner", reason="comes with the extra [control]")
+    for name in ("inventory.ini", "other"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LYTTLE_INVENTORY", raising=False)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda program, argv, environment: ran.append(argv))
+    assert cli.run(["playbook", *arguments]) == 0
+    assert [argv[1:-1] for argv in ran] == [["-i", inventory, *passed]]
 
 
 def test_without_ansible_the_extra_is_named(tmp_path: Path) -> None:

@@ -415,6 +415,12 @@ class TestMerge:
         back = {**self.DONE, "database_app_password_new": "3", "database_owner_password_new": "3"}
         assert secrets.merge([{**back, **logins, "database_app_password": "3"}, back]) == (back, [])
 
+    def test_a_reinstalled_manager_that_keeps_nothing_is_no_difference(self) -> None:
+        begun = {**self.OLD, "master_key_new": "new"}
+        assert secrets.merge([{**begun, "master_key": "new"}, begun, {}]) == (begun, [])
+        assert secrets.merge([{}, self.DONE]) == (self.DONE, [])
+        assert secrets.merge([{}, {}]) == ({}, [])
+
     def test_killed_while_new_ones_were_forgotten(self) -> None:
         assert secrets.merge([self.DONE, {**self.DONE, **self.NEW}]) == ({**self.DONE, **self.NEW}, [])
 

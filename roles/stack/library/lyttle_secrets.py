@@ -9,7 +9,8 @@ short_description: Keep secrets on managers and publish them as Swarm secrets
 description:
   - V(read) and V(write) keep one file for each secret in O(folder), mode 0600.
   - V(merge) compares what the managers keep, in O(kept). What an interrupted change of secrets left on some of them,
-    NAME_new or that value as NAME, is no difference; of such a NAME the older value is meant.
+    NAME_new or that value as NAME, is no difference; of such a NAME the older value is meant. Nor is a manager that
+    keeps nothing, as a reinstalled one, while another keeps something.
   - V(publish) makes Swarm secrets and configs named by their content, since both never change once they are made. The
     name holds 32 bits of a slow hash (PBKDF2), so it tells nothing about a password.
   - V(prune) removes what no service uses, nor would use after Swarm's own rollback.
@@ -125,6 +126,7 @@ def merge(kept: list[dict[str, str]]) -> tuple[dict[str, str], list[str]]:
     """What the managers keep, and the names on which they do not agree."""
     values: dict[str, str] = {}
     differing = []
+    kept = [each for each in kept if each]  # a reinstalled manager is given all of it
     names = {name for each in kept for name in each}
     for name in sorted(name for name in names if name.endswith("_new")):  # on all, or on those that it came to
         found = {each[name] for each in kept if name in each}
