@@ -21,6 +21,7 @@ ORDER = [
     "settings",
     "logs",
     "clock",
+    "xdg",
     "errors",
 ]
 NEVER = {("nginx", "certificates"), ("certificates", "nginx")}
