@@ -209,4 +209,4 @@ def test_a_second_machine_with_the_same_name_is_refused_with_the_reason(cluster:
     )
     assert refused.returncode == 1
     assert "another machine that is alive uses the node name 'n1'" in refused.stdout
-    assert cluster.call("GET", "/health/ready", node="n1").status_code == 200
+    until(lambda: cluster.call("GET", "/health/ready", node="n1").status_code == 200, 30, "the first one is ready")

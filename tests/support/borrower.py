@@ -11,7 +11,6 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.ports import client, privileges
@@ -21,17 +20,13 @@ from lyttle_ops.ports.protocol import listener
 log = logging.getLogger("borrower")
 
 
-class Stop(BaseException):
-    pass
-
-
-def stop(number: int, frame: object) -> NoReturn:
-    raise Stop
-
-
-def serve(listeners: list[socket.socket], name: str) -> None:
+def serve(listeners: list[socket.socket], name: str, told_to_stop: socket.socket) -> None:
+    """Until SIGTERM, between two connections: one that was accepted gets its answer."""
     while True:
-        for each in select.select(listeners, [], [])[0]:
+        ready = select.select([told_to_stop, *listeners], [], [])[0]
+        if told_to_stop in ready:
+            return
+        for each in ready:
             with suppress(BlockingIOError, ConnectionError):
                 connection, _ = each.accept()
                 with connection:
@@ -50,16 +45,17 @@ def main() -> int:
     except LyttleOpsError as exc:
         log.error("%s", exc)
         return 1
-    signal.signal(signal.SIGTERM, stop)
+    told_to_stop, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.set_wakeup_fd(wake.fileno())
     # As NGINX does: copies of its own, which stay when the lease is given up.
     listeners = [socket.socket(fileno=socket.dup(fd)) for fd in ports.descriptors(addresses)]
     log.info("serving")
-    try:
-        serve(listeners, name)
-    except Stop:
-        ports.release()
-        for each in listeners:
-            each.close()
+    serve(listeners, name, told_to_stop)
+    ports.release()
+    for each in listeners:
+        each.close()
     return 0
 
 
