@@ -129,5 +129,5 @@ def _problems(node: Mapping[str, Any], everywhere: bool) -> list[str]:
     if node.get("database_ok") is False:
         found.append(f"{name}: PostgreSQL cannot be used from there")
     if node.get("api_ok") is False:
-        found.append(f"{name}: its API does not answer: `docker service logs` says why")
+        found.append(f"{name}: its API does not answer: `docker service logs lyttlenginx_lyttlenginx` says why")
     return found

@@ -131,7 +131,7 @@ class Node:
         self._database_health = checks.DatabaseHealth(self._clock)
         self._exit_code = 0
         self._signalled = False
-        self._misconfigured = False  # or this version (lyttle_ops.node.mark)
+        self._misconfigured = False  # DATABASE_URL or this version seems unfit (lyttle_ops.node.mark)
         self._once_ready = False  # this instance was, or one before it on this machine that died
 
     # -- life ------------------------------------------------------------------------------------------
@@ -220,6 +220,8 @@ class Node:
                 log.warning("PostgreSQL at %s cannot be used: %s", self._database.address, exc)
                 if self._mark.changed and not tries:
                     log.warning("DATABASE_URL or its CA was changed here: this node is not ready before it works")
+                elif self._misconfigured and not tries:
+                    log.warning("This version has not worked with it here: this node is not ready before it does")
                 served = served or self._serve_snapshot()
                 if not served and self._misconfigured and isinstance(exc, DatabaseMisconfigured):
                     raise

@@ -88,7 +88,7 @@ def test_each_thing_that_is_wrong_is_a_sentence_and_the_exit_code_1(work: Checko
     assert "lock     ann@desk (new release), until 2027-01-01T00:00:00Z" in done.stdout
     assert done.stdout.splitlines()[-9:] == [
         "n1: PostgreSQL cannot be used from there",
-        "n1: its API does not answer: `docker service logs` says why",
+        "n1: its API does not answer: `docker service logs lyttlenginx_lyttlenginx` says why",
         "n2: the Swarm says down: is the machine on, does Docker run there?",
         "n3: no running task: task: non-zero exit (1)",
         "n4: it cannot be reached by ssh, so what its node says is unknown",
