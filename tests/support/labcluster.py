@@ -209,6 +209,14 @@ class Cluster:
         words = ("service", "ps", NODE, "--no-trunc", "--filter", "desired-state=running", "--format", "{{.Image}}")
         return {line.rpartition("@")[2] for line in self.docker(*words).splitlines()}
 
+    def runs(self, image: str) -> bool:
+        """Whether all tasks have `image`, one with a digest."""
+        return self.images() == {image.rpartition("@")[2]}
+
+    def other(self) -> str:
+        """The good image that does not run, for a test that may come before or after any other."""
+        return self.newer if self.runs(self.image) else self.image
+
     def whole(self, timeout: float = 420) -> None:
         """Until every host runs, is ready in the Swarm, and serves over HTTPS with a good certificate.
 
