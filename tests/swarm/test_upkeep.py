@@ -72,6 +72,7 @@ def test_new_database_passwords_fail_no_request(cluster: Cluster) -> None:
 
 def test_an_image_without_registry_is_brought_to_the_nodes(cluster: Cluster) -> None:
     name = "lyttle-ops:by-hand"
+    cluster.docker("pull", "--quiet", cluster.newer)
     cluster.docker("tag", cluster.newer, name)  # on a manager alone, as `make image` there leaves it
     cluster.ops("deploy", "--image", name).done()
     for host in cluster.hosts:
