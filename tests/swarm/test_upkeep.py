@@ -75,8 +75,11 @@ def test_an_image_without_registry_is_brought_to_the_nodes(cluster: Cluster) -> 
     cluster.docker("pull", "--quiet", cluster.newer)
     cluster.docker("tag", cluster.newer, name)  # on a manager alone, as `make image` there leaves it
     cluster.ops("deploy", "--image", name).done()
+    (image,) = cluster.images()
+    assert image.startswith(f"{name}-")  # and the start of its id: another content is another name
     for host in cluster.hosts:
-        assert host.run(["docker", "image", "ls", "--quiet", name]).strip(), host.name
+        assert host.run(["docker", "image", "ls", "--quiet", image]).strip(), host.name
+    assert cluster.releases()[0]["image"] == image
     cluster.ops("rollback", "--to", cluster.image).done()
 
 
