@@ -15,9 +15,10 @@ OLDEST_STATUS = 10.0  # seconds; the node writes its status every 2
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help='Print {"domains": [{"domain": …, "ssl": …}]}.')
+@click.option("--json", "as_json", is_flag=True, help='Print {"domains": [{"domain": …, "ssl": …, "ssl_wanted": …}]}.')
 def domains(as_json: bool) -> None:
-    """Show every domain this machine's node serves; ssl: over HTTPS as well, with a certificate that is there.
+    """Show every domain this machine's node serves; ssl: over HTTPS as well, with a certificate that is there;
+    ssl_wanted: it shall be.
 
     Run it in a node's container. Quarantined and disabled entries are left out. Asks neither PostgreSQL nor NGINX:
     the node keeps a list of what it has applied. With two instances (an update), the newer one's list.

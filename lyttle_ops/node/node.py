@@ -215,13 +215,12 @@ class Node:
                 self._remember_database()
                 break
             except DatabaseError as exc:
-                self._misconfigured = self._mark.blames(exc)
+                blamed, self._misconfigured = self._misconfigured, self._misconfigured or self._mark.blames(exc)
                 self._database_health.failed(exc)
                 log.warning("PostgreSQL at %s cannot be used: %s", self._database.address, exc)
-                if self._mark.changed and not tries:
-                    log.warning("DATABASE_URL or its CA was changed here: this node is not ready before it works")
-                elif self._misconfigured and not tries:
-                    log.warning("This version has not worked with it here: this node is not ready before it does")
+                if self._misconfigured and not blamed:  # until it works: a blip in between proves nothing
+                    new = "DATABASE_URL or its CA was changed" if self._mark.changed else "This version is new"
+                    log.warning("%s here: this node is not ready before it works", new)
                 served = served or self._serve_snapshot()
                 if not served and self._misconfigured and isinstance(exc, DatabaseMisconfigured):
                     raise

@@ -15,7 +15,7 @@ from lyttle_ops.cluster.members import Member
 from lyttle_ops.db import Database, DatabaseError, load_queries
 from lyttle_ops.errors import LyttleOpsError
 from lyttle_ops.nginx.releases import NGINX
-from lyttle_ops.node.desired import Desired, SnapshotFile, certificate_name
+from lyttle_ops.node.desired import Desired, SnapshotFile, SnapshotUnusable, certificate_name
 from lyttle_ops.node.shared import SharedCopy
 from lyttle_ops.proxies.store import list_proxies
 
@@ -31,6 +31,10 @@ _failures = Counter("lyttle_sync_failures_total", "Runs of the sync worker that 
 _not_after = Gauge("lyttle_certificate_not_after_seconds", "Unix time a served certificate expires", ["domains"])
 _quarantined = Gauge("lyttle_proxies_quarantined", "Proxies this node cannot serve as configured")
 _revision = Gauge("lyttle_applied_revision", "Revision of the cluster's state this node serves")
+
+
+class DatabaseEmptied(DatabaseError):
+    """PostgreSQL has no entry, and is no later state of what this node serves: another or a new database."""
 
 
 class Sync:
@@ -66,7 +70,7 @@ class Sync:
         self.revision = 0
         self.release: str | None = None
         self.quarantined: dict[int, str] = {}
-        self.domains: list[dict[str, object]] = []  # what is served: {"domain", "ssl"}, by name
+        self.domains: list[dict[str, object]] = []  # what is served: {"domain", "ssl", "ssl_wanted"}, by name
         self.error: str | None = None
 
     def start(self) -> None:
@@ -102,7 +106,7 @@ class Sync:
             self.release, self.quarantined = applied.release, quarantined
             self.revision = desired.revision
             self.domains = [
-                {"domain": domain, "ssl": domain in site.tls}
+                {"domain": domain, "ssl": domain in site.tls, "ssl_wanted": site.ssl}
                 for site in sites
                 if site.id not in quarantined
                 for domain in site.domains
@@ -119,6 +123,7 @@ class Sync:
     def run_once(self) -> None:
         """Read, apply, prove, report. Raises what went wrong."""
         desired = self._read()
+        self._refuse_emptied(desired)
         self.apply(desired)
         if not self._nginx.is_running():
             return  # boot: NGINX starts now and the run that follows its start proves and reports
@@ -140,6 +145,23 @@ class Sync:
         self._certificates.check_key(row["key_id"])
         thumbprint, certificates = self._certificates.account_thumbprint(), self._certificates.usable()
         return Desired(row["revision"], thumbprint, proxies, certificates, row["key_id"])
+
+    def _refuse_emptied(self, desired: Desired) -> None:
+        """A new or wrong database must not end every site. Raises DatabaseEmptied.
+
+        Whoever removes the entries one by one, or restores a backup as these playbooks do, raises the revision."""
+        if desired.proxies:
+            return
+        try:
+            known = self._snapshot.load()
+        except SnapshotUnusable:
+            return
+        if known and known.proxies and known.revision > desired.revision:
+            raise DatabaseEmptied(
+                f"it has no entry and revision {desired.revision}, while this node serves {len(known.proxies)} entries "
+                f"of revision {known.revision}: it is a new or another database. The node goes on serving what it "
+                "knows until a backup is restored there, or a first entry is made"
+            )
 
     def _prove(self, desired: Desired) -> None:
         """Report each certificate that a real handshake with this NGINX shows, once."""
@@ -185,6 +207,8 @@ class Sync:
                 failures = 0
             except DatabaseError as exc:
                 failures += 1
+                if isinstance(exc, DatabaseEmptied):
+                    self.error = str(exc)
                 log.warning("Sync waits for PostgreSQL: %s", exc)
             except LyttleOpsError as exc:
                 failures += 1

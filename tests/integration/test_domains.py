@@ -39,7 +39,9 @@ def test_it_lists_what_is_served_and_nothing_else(node: Callable[..., NodeProces
         )
     one = node().start()
     until(one.ready, timeout=40)
-    expected = [{"domain": f"{name}.example.com", "ssl": False} for name in ("a", "b", "waits")]
+    expected = [
+        {"domain": f"{name}.example.com", "ssl": False, "ssl_wanted": name == "waits"} for name in ("a", "b", "waits")
+    ]
     assert json.loads(domains(one, "--json").stdout) == {"domains": expected}
     assert domains(one).stdout.split() == [each["domain"] for each in expected]
 

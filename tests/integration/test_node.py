@@ -222,6 +222,33 @@ def test_a_changed_database_url_that_never_worked_here_is_not_ready_whatever_the
     until(served_before.ready, timeout=30)
 
 
+def test_a_database_without_entries_that_is_another_one_ends_no_site(
+    node: Callable[..., NodeProcess], database_url: str, empty_database_url: str
+) -> None:
+    """Its host was lost and a new one is empty, or DATABASE_URL names the wrong one."""
+    one = node().start()
+
+    def serves(domain: str) -> bool:
+        return any(domain in file.read_text() for file in (one.folder / "run").glob("*/domains.json"))
+
+    add_proxy(database_url, "kept.example.com", "http://127.0.0.1:9")
+    until(one.ready, timeout=30)
+    until(lambda: "kept.example.com" in (one.folder / "state/desired.json").read_text(), 20, "it is kept")
+    one.stop()
+    one.environment["DATABASE_URL"] = empty_database_url
+    one.start()
+    until(lambda: "it has no entry and revision" in one.text(), 30, "it is refused")
+    until(lambda: serves("kept.example.com"), 30, "it serves what it knows")
+    until(lambda: one.status()["checks"]["nginx"]["ok"], 30, "NGINX runs")
+    until(lambda: "a first entry is made" in str(health(one)[1]), 30, "the health check says why")
+    assert health(one)[1][0] == "FAILED  app: is not ready but starting"
+    assert "kept.example.com" in (one.folder / "state/desired.json").read_text()
+    add_proxy(empty_database_url, "new.example.com", "http://127.0.0.1:9")  # so it is meant
+    until(one.ready, timeout=60)
+    assert serves("new.example.com")
+    assert not serves("kept.example.com")
+
+
 def test_another_master_key_than_the_clusters_is_refused(node: Callable[..., NodeProcess]) -> None:
     first = node().start()
     until(first.ready, timeout=30)

@@ -109,6 +109,38 @@ def test_what_was_lost_comes_back_from_a_backup(cluster: Cluster, tmp_path: Path
         until(lambda host=host: cluster.serves(host, domain), 180, f"{host.name} serves {domain}", every=1)
 
 
+@on_lab
+def test_a_lost_server_of_the_database_is_replaced_and_no_node_serves_an_empty_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = cluster.play("backup", backup_folder=str(tmp_path))
+    assert done.code == 0, done.output[-4000:]
+    (backup,) = tmp_path.iterdir()
+    if not cluster.runs(cluster.image):
+        cluster.ops("deploy", "--image", cluster.image).done()
+    version = "pg_lsclusters --no-header | awk '$2 == \"lyttle\" {print $1}'"
+    cluster.hosts[0].run(f"pg_dropcluster --stop $({version}) lyttle && rm -r /etc/lyttle-ops/database-ca")
+    with cluster.load("database-lost") as load:
+        load.phase("site.yml on the empty server")  # what a hurried operator does
+        refused = cluster.site()
+        assert refused.code != 0
+        assert "it has no entry" in refused.output, refused.output[-6000:]
+        load.phase("restore")
+        done = cluster.play("restore", restore_from=str(backup), restore_confirm="yes")
+        assert done.code == 0, done.output[-4000:]
+        assert "no node uses this server yet" in done.output
+        load.phase("site.yml")
+        done = cluster.site()
+        assert done.code == 0, done.output[-4000:]
+    cluster.check_websockets(load.report().check())
+    cluster.log_out()
+    assert cluster.leader()
+    domain = f"new-server-{int(time.time())}.example.test"
+    cluster.publish(domain)
+    for host in cluster.hosts:
+        until(lambda host=host: cluster.serves(host, domain), 180, f"{host.name} serves {domain}", every=1)
+
+
 def test_a_teardown_keeps_the_data_and_site_brings_the_cluster_back(cluster: Cluster) -> None:
     before = cluster.certificate(cluster.hosts[0])
     refused = cluster.play("teardown", teardown_confirm="yes")

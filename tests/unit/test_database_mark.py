@@ -78,3 +78,15 @@ def test_what_postgresql_says_is_blamed_on_what_is_new_here(
     assert blamed(newer) == set(UNUSABLE)
     newer.worked()
     assert blamed(newer) == blamed(mark(tmp_path, roots)) == set()
+    # Nor may a refused rollback be blamed on the version before, which the newer schema suits too.
+    monkeypatch.undo()
+    assert blamed(mark(tmp_path, roots)) == set()
+    for head in ("9999", "99999"):
+        monkeypatch.setattr("lyttle_ops.node.mark.migrate.head", lambda head=head: head)
+        mark(tmp_path, roots).worked()
+    monkeypatch.undo()
+    assert blamed(mark(tmp_path, roots)) == set(UNUSABLE)  # two before: the schema has gone on
+    # What worked with other URLs tells nothing about these.
+    mark(tmp_path, roots, host="elsewhere").worked()
+    monkeypatch.setattr("lyttle_ops.node.mark.migrate.head", lambda: "99999")
+    assert blamed(mark(tmp_path, roots, host="elsewhere")) == set(UNUSABLE)

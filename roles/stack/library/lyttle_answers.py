@@ -122,7 +122,7 @@ def compare(old: Server, node: Server, domain: str, tls: bool) -> tuple[list[str
     problems, notes = [], []
     if _RANK.get(now.kind, 3) > _RANK.get(was.kind, 3):
         problems.append(f"{node.name} answers {url} with {now.detail}, {old.name} with {was.detail}")
-    elif now.detail != was.detail:
+    elif now.detail != was.detail and now.kind != "no answer":
         notes.append(f"{node.name} answers {url} with {now.detail}, {old.name} with {was.detail}")
     before = certificate(old, domain) if tls else ""
     if before and certificate(node, domain) != before:
@@ -131,6 +131,12 @@ def compare(old: Server, node: Server, domain: str, tls: bool) -> tuple[list[str
         else:
             problems.append(f"{node.name} shows another certificate for {domain} than {old.name}, which nobody trusts")
     return problems, notes
+
+
+def targets(domains: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    """(name, over TLS?) of what is asked: HTTPS too where an entry wants it, whether a certificate is here or not."""
+    names = [(str(each["domain"]).replace("*", "lyttle-proof", 1), bool(each.get("ssl_wanted"))) for each in domains]
+    return [(name, tls) for name, wanted in names for tls in ([False, True] if wanted else [False])]
 
 
 def points_to(domain: str, address: str) -> bool:
@@ -158,19 +164,18 @@ def main() -> None:
     old = Server("the old server", options["old"], Ports(options["old_http_port"], options["old_https_port"]))
     ports = Ports(options["http_port"], options["https_port"])
     nodes = [Server(name, address, ports) for name, address in sorted(options["nodes"].items())]
-    names = [
-        (str(each["domain"]).replace("*", "lyttle-proof", 1), bool(each.get("ssl"))) for each in options["domains"]
-    ]
-    wanted = [(node, name, tls) for name, ssl_too in names for tls in ({False, ssl_too}) for node in nodes]
+    asked = targets(options["domains"])
+    names = sorted({name for name, _ in asked})
+    wanted = [(node, name, tls) for name, tls in asked for node in nodes]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(lambda each: compare(old, *each), wanted))
-        pointing = list(pool.map(lambda each: points_to(each[0], options["old"]), names))
+        pointing = list(pool.map(lambda name: points_to(name, options["old"]), names))
     module.exit_json(
         changed=False,
         problems=[line for problems, _ in found for line in problems],
         notes=[line for _, notes in found for line in notes],
         compared=len(wanted),
-        pointing=[name for (name, _), yes in zip(names, pointing, strict=True) if yes],
+        pointing=[name for name, yes in zip(names, pointing, strict=True) if yes],
     )
 
 

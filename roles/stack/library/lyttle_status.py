@@ -154,7 +154,7 @@ def about_certificates(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     have = {name for each in found for name in each["domains"]}
-    wanted = {entry["domain"] for each in said for entry in each.get("domains", []) if entry.get("ssl")}
+    wanted = {entry["domain"] for each in said for entry in each.get("domains", []) if entry.get("ssl_wanted")}
     for name in sorted(wanted):
         if name not in have and f"*.{name.partition('.')[2]}" not in have:
             found.append(
