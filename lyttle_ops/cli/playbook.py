@@ -1,6 +1,7 @@
 """`lyttle-ops playbook`: the playbooks that have no command of their own, from wherever they are installed."""
 
 import os
+import re
 from pathlib import Path
 
 import click
@@ -9,32 +10,46 @@ from lyttle_ops.cli.operator import inventory_option
 from lyttle_ops.deploy import project
 from lyttle_ops.deploy.runs import Control, InventoryMissing, environment, program
 
-_INVENTORY = ("-i", "--inventory", "--inventory-file")  # as ansible-playbook calls it
+# Ansible takes -vi FILE as -v -i FILE: these options of one letter have no value.
+_BUNDLED = re.compile("-[bhkvCDJK]+i")
 
 
 class _PassesOn(click.Command):
-    """Reads the inventory and --help where they stand alone; all else is Ansible's, such as the i in -lnginx1."""
+    """Reads the one inventory, and --help; all else is Ansible's, such as the i in -lnginx1, and all but the inventory
+    after `--`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ours: list[str] = []
         theirs: list[str] = []
+        inventories: list[str] = []
+        help_names = ctx.help_option_names
         rest = iter(args)
         for each in rest:
             option, equals, value = each.partition("=")
-            if each in ctx.help_option_names:
+            if each in help_names:
                 ours.append(each)
-            elif option in _INVENTORY:
+            elif _names_inventory(option):
                 named = value if equals else next(rest, None)
                 if named is None:
                     raise click.BadOptionUsage(option, f"Option '{option}' requires an argument.", ctx)
-                ours.append(f"--inventory={named}")
+                inventories.append(named)
             elif each.startswith("-i"):
-                ours.append(each)
+                inventories.append(each[2:])
+            elif _BUNDLED.match(each):
+                raise click.BadOptionUsage("-i", f"The inventory stands alone, as -i FILE, not as in {each}.", ctx)
             elif each == "--":
-                theirs += rest
+                help_names = []
             else:
                 theirs.append(each)
-        return super().parse_args(ctx, [*ours, "--", *theirs])
+        if len(inventories) > 1:
+            told = f"Only one inventory can be named, not {' and '.join(inventories)}; a folder holds several."
+            raise click.BadOptionUsage("-i", told, ctx)
+        return super().parse_args(ctx, [*ours, *(f"--inventory={each}" for each in inventories), "--", *theirs])
+
+
+def _names_inventory(option: str) -> bool:
+    """Whether ansible-playbook takes it for the inventory: -i, --inventory, --inventory-file, beginnings of the two."""
+    return option == "-i" or (option.startswith("--i") and "--inventory-file".startswith(option))
 
 
 @click.command(cls=_PassesOn)
@@ -43,6 +58,8 @@ class _PassesOn(click.Command):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def playbook(inventory: Path, name: str | None, arguments: tuple[str, ...]) -> None:
     """Run the playbook NAME as ansible-playbook does, with its output, its exit code and its ARGUMENTS.
+
+    There is one inventory, a file or a folder that holds several; all other options are ansible-playbook's.
 
     Without NAME: list the playbooks. site provisions the hosts and deploys the stack:
 

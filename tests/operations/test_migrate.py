@@ -1,4 +1,5 @@
-"""The switch from the old server: not to know whether it runs is not "it is stopped"; a failed one leaves no label."""
+"""The switch from the old server: not to know whether it runs is not "it is stopped"; a failed one leaves no label, and
+one that lost the lock starts nothing where somebody else's node serves."""
 
 import json
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.answering import answering
 from tests.support.fake_engine import config, fake_engine
 from tests.support.operator import LOCAL, ROOT, Checkout, checkout
 
@@ -43,10 +45,11 @@ def migrate(
     swarm: str = "n1",
     updates: str = "true",
     configs: Sequence[dict[str, Any]] = (),
+    http_port: int = 1,
 ) -> tuple[list[str], str]:
     """The commands that Docker was given, and what was said.
 
-    `sees` and `updates`: what `docker inspect` of the old server and `docker node update` do.
+    `sees` and `updates`: what `docker inspect` of the old server and `docker node update` do. Port 1 is closed.
     """
     kept = list(configs)
     log = work.folder / "commands"
@@ -80,7 +83,7 @@ esac
                     "migrate_old_address": "127.0.0.1",
                     "migrate_source_url": "postgresql://u@d/n",
                     old: "old-nginx",
-                    "stack_http_port": 1,  # nothing listens there
+                    "stack_http_port": http_port,
                 },
                 "tasks": [{"ansible.builtin.import_role": {"name": "stack", "tasks_from": "migrate.yml"}}],
             },
@@ -142,6 +145,15 @@ def test_a_switch_that_lost_the_lock_starts_the_old_server_and_leaves_the_label(
     ], said
     assert "old-nginx on old was started again. The label lyttle.edge of old was left as it is, since the" in said
     assert "When they are done: `docker node update --label-add lyttle.edge=false id4`" in said
+
+
+def test_a_switch_that_lost_the_lock_leaves_the_host_to_the_node_that_answers_there(work: Checkout) -> None:
+    with answering("t1", "127.0.0.1") as port:
+        commands, said = migrate(work, "switch", "echo false", swarm="n1\nold", updates=LOSE, http_port=port)
+    assert commands == ["node update --label-add lyttle.edge=true id4"], said
+    assert "The switch was not proved. Refresh the lock: The deploy lock was taken over by somebody else" in said
+    assert "The node serves on old and old-nginx stays stopped, since the cluster is theirs who have the lock" in said
+    assert "When they are done: migrate_step=switch proves it, migrate_step=back starts old-nginx again" in said
 
 
 def test_a_server_that_could_not_be_stopped_starts_with_its_host_again(work: Checkout) -> None:

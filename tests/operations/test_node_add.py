@@ -1,7 +1,10 @@
-"""A host that does not prove itself is no node: its label is set back, and what failed there before does not count."""
+"""A host that does not prove itself is no node: its label is set back, also the one that a killed run left there. A
+node of before stays one, and what failed there before does not count."""
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,6 +12,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
+from tests.support.answering import answering
 from tests.support.fake_engine import config, fake_engine
 from tests.support.operator import LOCAL, ROOT, Checkout, checkout
 
@@ -16,7 +20,7 @@ SERVICE = "lyttlenginx_lyttlenginx"
 IMAGE = "lyttle-ops:1.0.0-0123456789ab"
 TEMPLATE = {"ContainerSpec": {"Image": IMAGE}, "Placement": {"Constraints": ["node.labels.lyttle.edge == true"]}}
 LIVE = {"ID": "s", "Spec": {"Name": SERVICE, "TaskTemplate": TEMPLATE, "Mode": {"Global": {}}}}
-NODE = {
+NODE: dict[str, Any] = {
     "ID": "id4",
     "Description": {"Hostname": "web-4"},
     "Status": {"State": "ready", "Addr": "127.0.0.2"},
@@ -31,16 +35,22 @@ RECORD = {
     "specs": {},
 }
 AT_IMAGE, AT_TASKS = f"/images/{quote(IMAGE)}/json", "/tasks"
-# The real one wants Docker's own library; what matters here is that the label is set by it.
+# The real one wants Docker's own library; what matters here is which labels it sets and takes away in one update.
 DOCKER_NODE = """
 import os
 from ansible.module_utils.basic import AnsibleModule
-options = ("hostname", "role", "availability", "labels", "labels_state")
+options = ("hostname", "role", "availability", "labels", "labels_state", "labels_to_remove")
 module = AnsibleModule({name: {"type": "raw"} for name in options})
 with open(os.environ["COMMANDS"], "a") as log:
-    log.write(f"label {module.params['hostname']} {module.params['labels']['lyttle.edge']}\\n")
+    added = [f"{name}={value}" for name, value in (module.params["labels"] or {}).items()]
+    removed = [f"-{name}" for name in module.params["labels_to_remove"] or []]
+    log.write(" ".join(["label", module.params["hostname"], *added, *removed]) + "\\n")
 module.exit_json(changed=True)
 """
+LABELLED, MARKED = "label id4 lyttle.edge=true", "label id4 lyttle.edge=true lyttle.adding=true"
+PROVED = "label id4 -lyttle.adding"
+# Docker adds labels before it takes one away, which has to be there.
+BACK = "node update --label-add lyttle.edge=false --label-add lyttle.adding=true --label-rm lyttle.adding id4"
 
 
 pytestmark = pytest.mark.timeout(400)  # ansible-playbook on a busy machine
@@ -67,32 +77,37 @@ FAILED: list[dict[str, Any]] = [
     }
     for number in range(3)
 ]
+RUNS = {**FAILED[0], "ID": "t9", "DesiredState": "running", "Status": {"State": "running"}}
+STARTS = {**RUNS, "Status": {"State": "starting"}}
 
 
 def add(
     work: Checkout,
-    label: str = "",
+    labels: str = "/",
     update: str = "true",
     known: str = "",
-    ran: str = "",
+    tasks: Sequence[dict[str, Any]] = FAILED,
+    answers_there: bool = False,
+    edge: bool = True,
     lost_at: str | None = None,
 ) -> tuple[list[str], str]:
-    """The commands that the Swarm was given, and what was said. `update`: what `docker node update` does; `known`: the
-    ids of tasks that were there before; `ran`: the state of the one that should run on the node; `lost_at`: what the
-    engine is asked when somebody else takes the lock over, and is done."""
+    """The commands that the Swarm was given, and what was said. `labels`: the node's lyttle.edge and lyttle.adding
+    before it; `update`: what `docker node update` does; `known`: the ids of tasks of before; `tasks`: those that there
+    are; `answers_there`: whether clients reach the one that runs; `edge`: the inventory's swarm_edge; `lost_at`: what
+    the engine is asked when somebody else takes the lock over, and is done."""
     log = work.folder / "commands"
     log.write_text("")
     work.folder.joinpath("docker").write_text(
-        f'#!/bin/sh\ncase "$*" in *inspect*) echo "{label}";; "image ls"*) echo it-is-there;; '
-        f'"service ps"*node=id4*) echo {ran};; "service ps"*) echo {known};; '
+        f'#!/bin/sh\ncase "$*" in *inspect*) echo "{labels}";; "image ls"*) echo it-is-there;; '
+        f'"service ps"*) echo {known};; '
         f'"node update"*) echo "$*" >> {log}; {update};; *) echo "$*" >> {log};; esac\n'
     )
     work.folder.joinpath("docker").chmod(0o755)
     groups = "[managers]\nn1\n[workers]\nn4\n[swarm:children]\nmanagers\nworkers\n"
     (work.folder / "inventory.ini").write_text(f"n1 {LOCAL}\nn4 {LOCAL}\n{groups}")
-    member = {"state": "active", "node_id": "id4", "name": "web-4"}
+    facts = {"swarm_info": {"state": "active", "node_id": "id4", "name": "web-4"}, "swarm_edge": edge}
     role = {"name": "stack", "tasks_from": "node_add.yml"}
-    variables = {"stack_node": "n4", "stack_node_seconds": 3}
+    variables = {"stack_node": "n4", "stack_node_seconds": 3, "stack_http_port": 1}  # nothing listens there
     path = f"{work.folder}:/usr/bin:/bin"
     configs = [config("lyttlenginx_release_1", {**RECORD, "specs": {}})]
     answers: dict[str, Any] = {
@@ -100,7 +115,7 @@ def add(
         "/services": [LIVE],
         f"/services/{SERVICE}": LIVE,
         "/nodes": [NODE],
-        AT_TASKS: FAILED,
+        AT_TASKS: list(tasks),
         "/configs": configs,
     }
     if lost_at:
@@ -111,10 +126,13 @@ def add(
             return said_then
 
         answers[lost_at] = lose
-    with fake_engine(work.folder.parent / "s", answers) as host:
+    with ExitStack() as stack:
+        if answers_there:
+            variables["stack_http_port"] = stack.enter_context(answering(RUNS["ID"], NODE["Status"]["Addr"]))
+        host = stack.enter_context(fake_engine(work.folder.parent / "s", answers))
         environment = {"PATH": path, "DOCKER_HOST": host, "COMMANDS": str(log)}
         plays = [
-            {"hosts": "n4", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": {"swarm_info": member}}]},
+            {"hosts": "n4", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": facts}]},
             {
                 "hosts": "n1", "gather_facts": False, "environment": environment,
                 "tasks": [{"ansible.builtin.import_role": role, "vars": variables}],
@@ -139,38 +157,62 @@ def add(
 
 def test_a_host_that_does_not_prove_itself_loses_its_label_again(work: Checkout) -> None:
     commands, said = add(work)
-    assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
+    assert commands == [MARKED, BACK], said
     assert "3 starts failed on web-4. Its task on web-4 ended: no such image" in said
     assert "The label lyttle.edge of n4 is false again, so nothing runs there and no deploy waits for it" in said
 
 
 def test_a_label_that_cannot_be_set_back_is_said(work: Checkout) -> None:
     refuses = "echo the swarm has no leader >&2; exit 1"
-    commands, said = add(work, label="false", update=refuses)
-    assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
+    commands, said = add(work, labels="false/", update=refuses)
+    assert commands == [MARKED, BACK], said
     assert "3 starts failed on web-4" in said
     assert "could NOT be set back (the swarm has no leader), so every deploy waits for a task there: `docker" in said
 
 
-@pytest.mark.parametrize("ran", ["", "Starting 3 seconds ago"])
-def test_a_label_that_a_killed_run_left_is_taken_away(work: Checkout, ran: str) -> None:
-    commands, said = add(work, label="true", ran=ran)
-    assert commands == ["label id4 true", "node update --label-add lyttle.edge=false id4"], said
+def test_a_label_that_a_killed_run_left_is_taken_away_though_a_task_runs_by_it(work: Checkout) -> None:
+    commands, said = add(work, labels="true/true", tasks=[RUNS])
+    assert commands == [MARKED, BACK], said
+    assert "http://127.0.0.2/.well-known/lyttle-ops gives no answer" in said
     assert "The label lyttle.edge of n4 is false again" in said
 
 
-def test_a_node_that_served_before_keeps_its_label(work: Checkout) -> None:
-    commands, said = add(work, label="true", ran="Running 2 hours ago")
-    assert commands == ["label id4 true"], said
+def test_a_node_that_served_before_keeps_its_label_though_no_task_runs_there_now(work: Checkout) -> None:
+    commands, said = add(work, labels="true/", tasks=[STARTS])
+    assert commands == [LABELLED], said
+    assert "web-4 did not run the new version within 3 s" in said
     assert "The label lyttle.edge of n4 is as it was before" in said
 
 
 @pytest.mark.parametrize(
-    ("lost_at", "reason"), [(AT_IMAGE, "The deploy lock was taken over"), (AT_TASKS, "3 starts failed on web-4")]
+    ("labels", "expected"), [("/", [MARKED, PROVED]), ("true/true", [MARKED, PROVED]), ("true/", [LABELLED])]
 )
-def test_the_label_is_theirs_who_took_the_lock_over(work: Checkout, lost_at: str, reason: str) -> None:
-    commands, said = add(work, lost_at=lost_at)
-    assert commands == ["label id4 true"], said
+def test_a_node_that_is_proved_is_one_like_the_others(work: Checkout, labels: str, expected: list[str]) -> None:
+    commands, said = add(work, labels=labels, tasks=[RUNS], answers_there=True)
+    assert commands == expected, said
+    assert "failed=1" not in said
+
+
+def test_a_host_that_is_to_serve_nothing_keeps_no_mark_of_a_killed_run(work: Checkout) -> None:
+    commands, said = add(work, labels="true/true", edge=False)
+    assert commands == ["label id4 lyttle.edge=false", PROVED], said
+    assert "failed=1" not in said
+
+
+LOST = "The deploy lock was taken over"
+
+
+@pytest.mark.parametrize(
+    ("lost_at", "answers_there", "reason"),
+    [(AT_IMAGE, False, LOST), (AT_TASKS, False, "3 starts failed on web-4"), (AT_TASKS, True, LOST)],
+    ids=["before the label", "before a proof that fails", "before one that succeeds"],
+)
+def test_the_labels_are_theirs_who_took_the_lock_over(
+    work: Checkout, lost_at: str, answers_there: bool, reason: str
+) -> None:
+    tasks = [RUNS] if answers_there else FAILED
+    commands, said = add(work, tasks=tasks, answers_there=answers_there, lost_at=lost_at)
+    assert commands == [MARKED], said
     assert reason in said
     assert "The label lyttle.edge of n4 was left as it is, since the cluster is theirs who have the lock now" in said
 

@@ -72,7 +72,6 @@ def test_a_holder_that_is_killed_and_a_deploy_after_it_fail_no_request(cluster: 
     cluster.check_websockets(load.report().check())
 
 
-@pytest.mark.core
 def test_a_node_is_removed_and_added_and_fails_no_request(cluster: Cluster) -> None:
     host = cluster.hosts[1]
     with cluster.load("node-remove-add") as load:

@@ -21,6 +21,14 @@ from lyttle_ops import cli
         (["node", "frobnicate"], "No such command"),
         (["node", "remove", "n1"], "say --yes"),
         (["playbook", "site", "-i"], "Option '-i' requires an argument"),
+        (
+            ["playbook", "site", "-i", "a", "-i", "b"],
+            "Only one inventory can be named, not a and b; a folder holds several",
+        ),
+        (["playbook", "-i", "a", "site", "--invent=b"], "Only one inventory can be named, not a and b"),
+        (["playbook", "site", "-ia", "--", "-i", "b"], "Only one inventory can be named, not a and b"),
+        (["playbook", "site", "-vi", "other"], "The inventory stands alone, as -i FILE, not as in -vi"),
+        (["playbook", "site", "-CDiother"], "The inventory stands alone, as -i FILE, not as in -CDiother"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -59,7 +67,7 @@ def test_a_missing_inventory_says_what_to_copy(
     ("arguments", "inventory", "passed"),
     [
         (["site", "-lnginx1", "-tnfs"], "inventory.ini", ["-lnginx1", "-tnfs"]),
-        (["site", "-l", "host1", "-lhost1", "-Ci"], "inventory.ini", ["-l", "host1", "-lhost1", "-Ci"]),
+        (["site", "-l", "host1", "-lhost1", "-Clvi"], "inventory.ini", ["-l", "host1", "-lhost1", "-Clvi"]),
         (["-i", "other", "site", "--check"], "other", ["--check"]),
         (["site", "-e", "a=-i", "-i", "other", "-v"], "other", ["-e", "a=-i", "-v"]),
         (["site", "-iother"], "other", []),
@@ -67,6 +75,8 @@ def test_a_missing_inventory_says_what_to_copy(
         (["site", "--inventory=other", "--limit=n1"], "other", ["--limit=n1"]),
         (["site", "--inventory-file", "other"], "other", []),
         (["site", "--inventory-file=other"], "other", []),
+        (["site", "--invent", "other"], "other", []),
+        (["site", "--", "--help", "-i", "other"], "other", ["--help"]),
     ],
 )
 def test_a_playbooks_inventory_is_read_and_all_else_passed_on(
