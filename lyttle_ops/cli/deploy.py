@@ -27,6 +27,8 @@ def deploy(session: Operator, version: str | None, image: str | None, no_preflig
     """
     if version and image:
         raise click.UsageError("--version and --image: only one of them")
+    if "" in (version, image):
+        raise click.UsageError("--version or --image is given and empty")
     variables: dict[str, Any] = {"deploy_reason": reason, "deploy_owner": owner()}
     if no_preflight:
         variables["stack_preflight"] = False
@@ -39,21 +41,27 @@ def deploy(session: Operator, version: str | None, image: str | None, no_preflig
 
 @click.command(epilog=EXIT_CODES)
 @click.option("--to", metavar="X", help="A version, a release number or an image of `lyttle-ops history`.")
-@click.option("--scale-one", "mode", flag_value="scale-one", help="Run on one node only, for a while.")
-@click.option("--replicated", "mode", flag_value="replicated", help="From global to replicated mode.")
-@click.option("--global", "mode", flag_value="global", help="Back to global mode: one on every node.")
+@click.option("--scale-one", is_flag=True, help="Run on one node only, for a while.")
+@click.option("--replicated", is_flag=True, help="From global to replicated mode.")
+@click.option("--global", "everywhere", is_flag=True, help="Back to global mode: one on every node.")
 @_reason
 @operator
-def rollback(session: Operator, to: str | None, mode: str | None, reason: str) -> None:
+def rollback(
+    session: Operator, to: str | None, scale_one: bool, replicated: bool, everywhere: bool, reason: str
+) -> None:
     """Go back to the release before, or to the one that --to names, proven as in a deploy.
 
     What does not exist changes nothing and fails with exit code 3. It works with PostgreSQL away, and says so.
     """
-    if to and mode:
-        raise click.UsageError(f"--to and --{mode}: only one of them")
+    given = {"--to": to is not None, "--scale-one": scale_one, "--replicated": replicated, "--global": everywhere}
+    chosen = [option for option, is_given in given.items() if is_given]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)}: only one of them")
+    if to == "":
+        raise click.UsageError("--to is given and empty")
     variables = {
         "rollback_to": to or "",
-        "rollback_mode": mode or "version",
+        "rollback_mode": chosen[0].removeprefix("--") if chosen and to is None else "version",
         "deploy_reason": reason,
         "deploy_owner": owner(),
     }

@@ -61,8 +61,9 @@ def launch(
 
 def open_log(path: Path, append: bool = False) -> BinaryIO:
     """Open a log to write; readable by this user and group, since requests and addresses stand in it."""
-    how = os.O_APPEND if append else os.O_TRUNC
-    output = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o640), "ab" if append else "wb")
+    # Always at the end: NGINX opens its standard output anew, and each would write over the other's lines.
+    how = os.O_APPEND | (0 if append else os.O_TRUNC)
+    output = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o640), "ab")
     os.fchmod(output.fileno(), 0o640)  # one that was there before
     return output
 

@@ -28,3 +28,22 @@ def test_an_image_is_named_or_built(work: Checkout, variables: str, code: int) -
     done, said = work.play([play])
     assert done == code, said
     assert ("Say what to deploy" in said) == (code != 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((), 2),
+        (("--tags", "stack"), 2),
+        (("-e", "stack_build=true"), 0),
+        (("--skip-tags", "stack"), 0),
+        (("--tags", "docker,swarm"), 0),
+    ],
+)
+def test_site_asks_for_the_image_first_where_it_will_need_one(
+    work: Checkout, arguments: tuple[str, ...], code: int
+) -> None:
+    first, *_ = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    done, said = work.play([{**first, "hosts": "n1", "gather_facts": False, "tasks": first["tasks"][1:]}], *arguments)
+    assert done == code, said
+    assert ("Say what to deploy" in said) == (code != 0)

@@ -16,6 +16,10 @@ from lyttle_ops import cli
     [
         (["deploy", "--version", "1", "--image", "x/y:1"], "only one of them"),
         (["rollback", "--to", "3", "--scale-one"], "only one of them"),
+        (["rollback", "--scale-one", "--global"], "--scale-one and --global: only one of them"),
+        (["rollback", "--to", ""], "given and empty"),
+        (["deploy", "--image", ""], "given and empty"),
+        (["deploy", "--version", ""], "given and empty"),
         (["status", "--ask-vault-pass", "--vault-password-file", __file__], "only one of them"),
         (["node", "add"], "Missing argument 'HOST'"),
         (["node", "frobnicate"], "No such command"),
