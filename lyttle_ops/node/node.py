@@ -212,6 +212,7 @@ class Node:
                 self._prepare_database()
                 # It applies and makes NGINX start; the sync thread proves it then.
                 self._sync.run_once()
+                self._database_health.answered()
                 self._remember_database()
                 break
             except DatabaseError as exc:
@@ -251,7 +252,6 @@ class Node:
         preflight.agree_on_key(self._database, self._keyring)
         self._member.heartbeat()
         self._member.bury(self._guard.dead)
-        self._database_health.answered()
         settings = self._settings
         accounts.ensure_first_admin(
             self._database,

@@ -152,16 +152,21 @@ class Sync:
         Whoever removes the entries one by one, or restores a backup as these playbooks do, raises the revision."""
         if desired.proxies:
             return
+        known = self.revision if self.domains else self._saved_revision()
+        if known > desired.revision:
+            raise DatabaseEmptied(
+                f"it has no entry and revision {desired.revision}, while this node knows entries of revision {known}: "
+                "it is a new or another database. The node goes on serving what it knows until a backup is restored "
+                f"there or a first entry is made; if it is meant, remove {self._snapshot} and restart the node"
+            )
+
+    def _saved_revision(self) -> int:
+        """Of the snapshot, when it has entries; else 0."""
         try:
             known = self._snapshot.load()
         except SnapshotUnusable:
-            return
-        if known and known.proxies and known.revision > desired.revision:
-            raise DatabaseEmptied(
-                f"it has no entry and revision {desired.revision}, while this node serves {len(known.proxies)} entries "
-                f"of revision {known.revision}: it is a new or another database. The node goes on serving what it "
-                "knows until a backup is restored there, or a first entry is made"
-            )
+            return 0
+        return known.revision if known and known.proxies else 0
 
     def _prove(self, desired: Desired) -> None:
         """Report each certificate that a real handshake with this NGINX shows, once."""

@@ -37,7 +37,7 @@ options:
     type: int
     default: 443
   domains:
-    description: Dicts of domain and ssl. A wildcard stands for one name below it.
+    description: Dicts as `lyttle-ops domains` has them. A wildcard stands for one name below it.
     type: list
     elements: dict
     required: true
@@ -135,7 +135,10 @@ def compare(old: Server, node: Server, domain: str, tls: bool) -> tuple[list[str
 
 def targets(domains: list[dict[str, Any]]) -> list[tuple[str, bool]]:
     """(name, over TLS?) of what is asked: HTTPS too where an entry wants it, whether a certificate is here or not."""
-    names = [(str(each["domain"]).replace("*", "lyttle-proof", 1), bool(each.get("ssl_wanted"))) for each in domains]
+    names = [
+        (str(each["domain"]).replace("*", "lyttle-proof", 1), bool(each.get("ssl_wanted", each.get("ssl"))))
+        for each in domains
+    ]
     return [(name, tls) for name, wanted in names for tls in ([False, True] if wanted else [False])]
 
 
