@@ -211,7 +211,7 @@ class Engine:
         found = self.call("GET", "/tasks", {"filters": json.dumps({"service": [service_name]})}) or []
         return sorted(found, key=lambda task: task["CreatedAt"], reverse=True)
 
-    def task_logs(self, task_id: str, lines: int = 8) -> list[str]:
+    def task_logs(self, task_id: str, lines: int = 200) -> list[str]:
         """The last lines that a task wrote; empty when its node or log driver does not give them."""
         try:
             query = {"stdout": 1, "stderr": 1, "tail": lines}

@@ -105,12 +105,19 @@ def failures(tasks: list[dict[str, Any]], known: Collection[str] = ()) -> list[d
 
 
 def logs_of(engine: Engine, task: dict[str, Any]) -> str:
-    """The last lines of a task, to go after a sentence; of a JSON line its message."""
-    lines = []
+    """The last lines of a task that tell a reason, to go after a sentence; of a JSON line its message.
+
+    How it ended in order, and the requests that it answered, stand after the warning that says why it was ended."""
+    lines: list[str] = []
+    reasons: list[str] = []
     for line in engine.task_logs(task["ID"]):
         try:
             told = json.loads(line)
-            lines.append(f"{told.get('level', '')}: {told['message']}")
-        except (ValueError, KeyError, TypeError):
-            lines.append(line)
-    return " It said last: " + " | ".join(lines[-4:]) if lines else " It wrote no log."
+            level, text = str(told.get("level", "")), f"{told.get('level', '')}: {told['message']}"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            level, text = "", line
+        lines.append(text)
+        if level not in ("info", "debug") and text not in reasons:
+            reasons.append(text)
+    said = reasons or lines
+    return " It said last: " + " | ".join(said[-4:]) if said else " It wrote no log."
