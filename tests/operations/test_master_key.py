@@ -95,7 +95,7 @@ def test_the_whole_change_on_two_real_nodes(node: Callable[..., NodeProcess], da
     add_certificate(database, Keyring(OLD), DOMAIN)
     first, second = node(MASTER_KEY=written(OLD)).start(), node(name="n2", MASTER_KEY=written(OLD)).start()
     until(lambda: first.ready() and second.ready(), timeout=40)
-    https = [{"domain": DOMAIN, "ssl": True}]
+    https = [{"domain": DOMAIN, "ssl": True, "ssl_wanted": True}]
     assert served(first) == served(second) == https
 
     change(first, NEW, OLD)
@@ -139,7 +139,7 @@ def test_a_node_that_missed_the_change_serves_on_and_says_so(
     one.process.send_signal(signal.SIGCONT)
     until(lambda: not one.ready(), 20, "it says that something is wrong")
     until(lambda: "master key was changed" in one.get("/health/ready").text, 20)
-    assert served(one) == [{"domain": DOMAIN, "ssl": True}]
+    assert served(one) == [{"domain": DOMAIN, "ssl": True, "ssl_wanted": True}]
 
 
 def test_rows_written_before_and_while_it_changes_are_all_readable_after(database: Database) -> None:
