@@ -59,7 +59,7 @@ def test_a_node_with_neither_postgresql_nor_a_state_of_its_own_starts_from_it(
     # 502: the entry is served, and nothing listens at its target.
     until(lambda: served(other, DOMAIN) == 502, 30, "it is served")
     assert f"revision {newest(shared)[1]} from the shared copy in {shared}" in other.text()
-    assert other.status()["revision"] == newest(shared)[1]
+    until(lambda: other.status()["revision"] == newest(shared)[1], 30, "its status, written every 2 s, says so")
     until(lambda: other.get("/health/ready").status_code == 503, 30, "it says that PostgreSQL is away")
     # Nothing is known of its DATABASE_URL on this machine, so a server that cannot be reached counts as away.
     until(lambda: other.status()["state"] == "ready", 30)
