@@ -25,7 +25,7 @@ test: ## unit, integration and cluster tests, on real parts (ARGS="tests/unit -k
 	@.ci/setup tests
 	@$(VENV)/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-operations: ## tests of the operator's commands, import, restore, key change, held ports, the shared copy, the load generator
+test-operations: ## tests of the operator's commands, `lyttle-ops local`, import, restore, key change, held ports, the shared copy, the load generator
 	@.ci/setup tests
 	@$(VENV)/bin/pytest tests/operations -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from lyttle_ops.db import Database
 from lyttle_ops.db.migrate import migrate
 from lyttle_ops.local.postgres import PostgresServer
 from tests.support import loopback
+from tests.support.local import LocalCommand
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +69,16 @@ def database(database_url: str) -> Iterator[Database]:
     opened = Database(database_url, "test", size=8)
     yield opened
     opened.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failed test shows the ends of its cluster's logs, which are gone afterwards."""
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, LocalCommand):
+                for log in sorted(value.state_folder.glob("logs/*.log")):
+                    lines = log.read_text(errors="replace").splitlines()[-40:]
+                    report.sections.append((f"end of {log.name}", "\n".join(lines)))
+    return report
