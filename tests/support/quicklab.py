@@ -14,6 +14,7 @@ from types import TracebackType
 
 import psycopg
 import yaml
+from psycopg import sql
 
 from lyttle_ops.local.postgres import PostgresServer
 from tests.lab import engine, files, inventory, shell
@@ -79,6 +80,12 @@ class QuickLab:
         """Root of the certificates that the CA issues."""
         return self.services.ca.issuing_root
 
+    def database(self, name: str) -> str:
+        """URL of a new, empty database called `name`, as this machine and the nodes reach it."""
+        with psycopg.connect(self._url(self.network.gateway), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self._url(self.network.gateway, name)
+
     def _start_postgres(self) -> None:
         self._postgres.start()
         with (self._postgres.data / "pg_hba.conf").open("a") as rules:
@@ -86,8 +93,8 @@ class QuickLab:
         with psycopg.connect(self._url("127.0.0.1"), autocommit=True) as connection:
             connection.execute("SELECT pg_reload_conf()")
 
-    def _url(self, host: str) -> str:
-        return self._postgres.url().replace("0.0.0.0", host)
+    def _url(self, host: str, *database: str) -> str:
+        return self._postgres.url(*database).replace("0.0.0.0", host)
 
     def _write_inventory(self) -> None:
         lines = ["[managers]"]
