@@ -1,6 +1,7 @@
 """One host of a lab: a Debian with its own kernel, reached by ssh as any server is."""
 
 import contextlib
+import os
 import shlex
 import shutil
 import socket
@@ -195,7 +196,11 @@ class Host:
         network = self._network
         # Without gro downloads hang silently.
         card = f"transport=tap,ifname={network.tap(self.index)},mac={network.mac(self.index)},depth=128,gro=1"
+        # Each system call of a guest hands over between two processes here. On two cores each of these wakes the other
+        # core, on one it is a switch: measured in a guest under load, fork and exec take 20 ms instead of 100.
+        cores = sorted(os.sched_getaffinity(0))
         argv = [
+            *("taskset", "--cpu-list", str(cores[self.index % len(cores)])),
             *(str(self._kernel), f"mem={self._memory}", f"umid={self.name}", "uml_dir=uml"),
             *(f"ubd0={self.disk}", "root=/dev/ubda", "rw", "rootflags=barrier=0", f"vec0:{card}"),
             *("con=null", "con0=null,fd:1", "quiet", "systemd.show_status=0"),

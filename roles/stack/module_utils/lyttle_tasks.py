@@ -117,7 +117,9 @@ def logs_of(engine: Engine, task: dict[str, Any]) -> str:
         except (ValueError, KeyError, TypeError, AttributeError):
             level, text = "", line
         lines.append(text)
-        if level not in ("info", "debug") and text not in reasons:
+        if level not in ("info", "debug"):
+            if text in reasons:
+                reasons.remove(text)
             reasons.append(text)
     said = reasons or lines
     return " It said last: " + " | ".join(said[-4:]) if said else " It wrote no log."
