@@ -46,10 +46,12 @@ def migrate(
     updates: str = "true",
     configs: Sequence[dict[str, Any]] = (),
     http_port: int = 1,
+    read: str = READ,
 ) -> tuple[list[str], str]:
     """The commands that Docker was given, and what was said.
 
     `sees` and `updates`: what `docker inspect` of the old server and `docker node update` do. Port 1 is closed.
+    `read`: what the import of its database says.
     """
     kept = list(configs)
     log = work.folder / "commands"
@@ -59,7 +61,7 @@ def migrate(
 case "$*" in
   "inspect "*|"service inspect "*Replicas*) {sees};;
   "service inspect "*) echo image;;
-  "exec --interactive "*) cat > {work.folder}/given; echo '{READ}';;
+  "exec --interactive "*) cat > {work.folder}/given; echo '{read}';;
   info*) echo id4;;
   "node inspect "*) echo false;;
   *) echo "$*" >> {log}; case "$*" in *edge=true*) {updates};; esac;;
@@ -169,6 +171,23 @@ def test_a_stopped_server_is_switched_from_and_removed(work: Checkout) -> None:
     commands, said = migrate(work, "remove", "echo false")
     assert commands == ["rm old-nginx"], said
     assert "old-nginx is gone from old" in said
+
+
+def present(domains: str, found: str) -> str:
+    """What an import of the old database says that has one entry, `found` here: imported, or present before."""
+    item = {"source": "1", "domains": domains, "id": 1, "note": ""}
+    return json.dumps({"proxies": {**NOTHING, found: [item]}, "certificates": NOTHING})
+
+
+def test_a_switch_that_imports_something_asks_for_another_look_first(work: Checkout) -> None:
+    commands, said = migrate(work, "switch", "echo true", read=present("a.example.test", "imported"))
+    assert "a.example.test came to the old server since the last import and is now imported: migrate_step=verify" in said
+    assert commands == []
+
+
+def test_a_domain_that_no_node_serves_is_named(work: Checkout) -> None:
+    _, said = migrate(work, "verify", "echo true", read=present("A.example.test; b.example.test;", "present"))
+    assert "n1 does not serve a.example.test, b.example.test, whose entries are here" in said
 
 
 def test_removing_says_what_it_does_not_know_and_what_it_did_not_find(work: Checkout) -> None:

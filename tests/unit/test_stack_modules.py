@@ -461,6 +461,8 @@ class TestMerge:
             ],
             "warning: PostgreSQL cannot be used: no entry",
         ),
+        # What is said again and again counts by its last time.
+        (["no entry", "changed", "old state", "one", "two", "no entry"], "old state | one | two | no entry"),
     ],
 )
 def test_what_a_task_said_is_the_reason_and_not_how_it_ended_in_order(lines: list[str], told: str) -> None:
