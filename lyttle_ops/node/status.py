@@ -32,7 +32,7 @@ class StatusFile:
             self._replace(METRICS_FILE, generate_latest(REGISTRY))
 
     def write_domains(self, domains: list[dict[str, object]]) -> None:
-        """What is served now: {"domain", "ssl", "ssl_wanted"} each; written when it changes, since there may be thousands."""
+        """What is served now: {"domain", "ssl", "ssl_wanted"} each; written when it changes, there may be thousands."""
         with self._mutex:
             self._replace(DOMAINS_FILE, json.dumps({"domains": domains}).encode())
 
