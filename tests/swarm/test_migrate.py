@@ -145,6 +145,6 @@ def test_the_single_instance_hands_over_its_host_and_can_take_it_back(cluster: C
         assert OLD not in host.run(["docker", "ps", "--all", "--format", "{{.Names}}"])
     # No node of those ended; a change of what is served gives websockets the two minutes of NGINX's old workers.
     assert [end for end in load.report().check().websockets if end.lived_s < 118] == []
-    found = next(each for each in cluster.api("GET", "/proxy") if NAMES[0] in each["domains"])
+    found = next(each for each in cluster.api("GET", "/proxy")["items"] if NAMES[0] in each["domains"])
     assert found["ssl"]
     cluster.api("DELETE", f"/proxy/{found['id']}")
