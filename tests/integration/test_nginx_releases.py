@@ -387,13 +387,14 @@ def test_sockets_that_somebody_else_holds_are_taken_over(nginx: Running) -> None
             held=lambda: (http.fileno(), https.fileno()),
         )
         applied = instance.apply([site(1, kind="redirect")], {}, THUMBPRINT)
-        process = subprocess.Popen(
-            instance.command(),
-            env={"PATH": os.environ["PATH"], **instance.environment()},
-            pass_fds=(http.fileno(), https.fileno()),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        with nginx.error_log.open("wb") as errors:
+            process = subprocess.Popen(
+                instance.command(),
+                env={"PATH": os.environ["PATH"], **instance.environment()},
+                pass_fds=(http.fileno(), https.fileno()),
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
         try:
             until(lambda: instance.live_release() == applied.release)
             assert nginx.get("site1.example")[0] == 308

@@ -7,6 +7,7 @@ import socket
 import socketserver
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -120,6 +121,8 @@ class Running:
                     self.process.kill()
                     self.process.wait()
             self.nginx.prepare_start()
+            if self.error_log.exists():
+                sys.stdout.write(self.error_log.read_text(errors="replace"))  # pytest shows it of a test that failed
         finally:
             shutil.rmtree(self.base, ignore_errors=True)
 
