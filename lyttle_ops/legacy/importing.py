@@ -31,6 +31,7 @@ class Item:
     domains: str  # as they stand there
     id: int | None = None
     note: str = ""
+    names: tuple[str, ...] = ()  # of an entry that is here: its domains as nodes serve them
 
 
 @dataclass(slots=True)
@@ -121,11 +122,11 @@ def _store_entries(connection: Connection, entries: Sequence[tuple[Item, ProxyIn
     ours = {proxy.domains: proxy.id for proxy in list_proxies(connection)}
     for item, entry in entries:
         if entry.domains in ours:
-            outcome.present.append(Item(item.source, item.domains, ours[entry.domains]))
+            outcome.present.append(Item(item.source, item.domains, ours[entry.domains], names=entry.domains))
             continue
         try:
             proxy = create_proxy(connection, entry)
         except DomainTaken as exc:
             outcome.refused.append(Item(item.source, item.domains, note=str(exc)))
         else:
-            outcome.imported.append(Item(item.source, item.domains, proxy.id, item.note))
+            outcome.imported.append(Item(item.source, item.domains, proxy.id, item.note, entry.domains))

@@ -47,11 +47,12 @@ def migrate(
     configs: Sequence[dict[str, Any]] = (),
     http_port: int = 1,
     read: str = READ,
+    edge: str = "echo false",
 ) -> tuple[list[str], str]:
     """The commands that Docker was given, and what was said.
 
     `sees` and `updates`: what `docker inspect` of the old server and `docker node update` do. Port 1 is closed.
-    `read`: what the import of its database says.
+    `read`: what the import of its database says. `edge`: what tells whether nodes may run on its host.
     """
     kept = list(configs)
     log = work.folder / "commands"
@@ -63,7 +64,7 @@ case "$*" in
   "service inspect "*) echo image;;
   "exec --interactive "*) cat > {work.folder}/given; echo '{read}';;
   info*) echo id4;;
-  "node inspect "*) echo false;;
+  "node inspect "*) {edge};;
   *) echo "$*" >> {log}; case "$*" in *edge=true*) {updates};; esac;;
 esac
 """
@@ -158,6 +159,14 @@ def test_a_switch_that_lost_the_lock_leaves_the_host_to_the_node_that_answers_th
     assert "When they are done: migrate_step=switch proves it, migrate_step=back starts old-nginx again" in said
 
 
+def test_a_switch_that_is_repeated_and_fails_leaves_everything_as_it_is(work: Checkout) -> None:
+    with answering("t1", "127.0.0.1") as port:
+        again = f"{LOSE}; echo true"
+        commands, said = migrate(work, "switch", "echo false", swarm="n1\nold", http_port=port, edge=again)
+    assert commands == [], said
+    assert "old was given to the cluster before, and is not proved. Refresh the lock: The deploy lock was" in said
+
+
 def test_a_server_that_could_not_be_stopped_starts_with_its_host_again(work: Checkout) -> None:
     commands, said = migrate(work, "back", "echo true")
     assert commands == ["update --restart=unless-stopped old-nginx"], said
@@ -175,7 +184,8 @@ def test_a_stopped_server_is_switched_from_and_removed(work: Checkout) -> None:
 
 def present(domains: str, found: str) -> str:
     """What an import of the old database says that has one entry, `found` here: imported, or present before."""
-    item = {"source": "1", "domains": domains, "id": 1, "note": ""}
+    names = ["a.example.test", "b.example.test"]
+    item = {"source": "1", "domains": domains, "id": 1, "note": "", "names": names}
     return json.dumps({"proxies": {**NOTHING, found: [item]}, "certificates": NOTHING})
 
 

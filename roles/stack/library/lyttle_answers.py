@@ -16,6 +16,10 @@ options:
     description: Address of the old server.
     type: str
     required: true
+  old_name:
+    description: What messages call it.
+    type: str
+    default: the old server
   old_http_port:
     description: Its port for HTTP.
     type: int
@@ -154,6 +158,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "old": {"type": "str", "required": True},
+            "old_name": {"type": "str", "default": "the old server"},
             "old_http_port": {"type": "int", "default": 80},
             "old_https_port": {"type": "int", "default": 443},
             "nodes": {"type": "dict", "required": True},
@@ -164,7 +169,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     options: dict[str, Any] = module.params
-    old = Server("the old server", options["old"], Ports(options["old_http_port"], options["old_https_port"]))
+    old = Server(options["old_name"], options["old"], Ports(options["old_http_port"], options["old_https_port"]))
     ports = Ports(options["http_port"], options["https_port"])
     nodes = [Server(name, address, ports) for name, address in sorted(options["nodes"].items())]
     asked = targets(options["domains"])
