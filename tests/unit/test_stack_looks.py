@@ -1,10 +1,13 @@
-"""What the role stack's modules make of what nodes say they serve (`lyttle-ops domains`)."""
+"""What the role stack's modules make of what nodes say: of what they serve (`lyttle-ops domains`), in their logs."""
 
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from tests.support import loopback, modules
 
-status, answers = modules.load("lyttle_status"), modules.load("lyttle_answers")
+status, answers, tasks = (modules.load(f"lyttle_{name}") for name in ("status", "answers", "tasks"))
 
 PLAIN = {"domain": "plain.example", "ssl": False, "ssl_wanted": False}
 WAITS = {"domain": "waits.example", "ssl": False, "ssl_wanted": True}
@@ -44,3 +47,27 @@ def test_two_servers_that_do_not_answer_are_alike() -> None:
     ports = answers.Ports(loopback.port(address), loopback.port(address))
     old, node = (answers.Server(name, address, ports) for name in ("the old server", "n1"))
     assert answers.compare(old, node, "waits.example", True) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["plain words"], "plain words"),
+        (['{"level": "info", "message": "Ready"}', "[]"], "[]"),
+        (['{"level": "info", "message": "one"}', '{"level": "info", "message": "two"}'], "info: one | info: two"),
+        (
+            [
+                '{"level": "warning", "message": "PostgreSQL cannot be used: no entry"}',
+                '{"level": "info", "message": "Handling signal: term"}',
+                '{"level": "warning", "message": "PostgreSQL cannot be used: no entry"}',
+                '{"level": "info", "message": "Stopped with code 0"}',
+            ],
+            "warning: PostgreSQL cannot be used: no entry",
+        ),
+        # What is said again and again counts by its last time.
+        (["no entry", "changed", "old state", "one", "two", "no entry"], "old state | one | two | no entry"),
+    ],
+)
+def test_what_a_task_said_is_the_reason_and_not_how_it_ended_in_order(lines: list[str], told: str) -> None:
+    writes = SimpleNamespace(task_logs=lambda task_id: lines)
+    assert tasks.logs_of(writes, {"ID": "t"}) == f" It said last: {told}"

@@ -444,27 +444,3 @@ class TestMerge:
     def test_what_no_interrupted_change_explains_is_named(self, other: dict[str, str], name: str) -> None:
         given = {**self.OLD, **self.NEW} if name.endswith("_new") else self.OLD
         assert name in secrets.merge([given, other])[1]
-
-
-@pytest.mark.parametrize(
-    ("lines", "told"),
-    [
-        (["plain words"], "plain words"),
-        (['{"level": "info", "message": "Ready"}', "[]"], "[]"),
-        (['{"level": "info", "message": "one"}', '{"level": "info", "message": "two"}'], "info: one | info: two"),
-        (
-            [
-                '{"level": "warning", "message": "PostgreSQL cannot be used: no entry"}',
-                '{"level": "info", "message": "Handling signal: term"}',
-                '{"level": "warning", "message": "PostgreSQL cannot be used: no entry"}',
-                '{"level": "info", "message": "Stopped with code 0"}',
-            ],
-            "warning: PostgreSQL cannot be used: no entry",
-        ),
-        # What is said again and again counts by its last time.
-        (["no entry", "changed", "old state", "one", "two", "no entry"], "old state | one | two | no entry"),
-    ],
-)
-def test_what_a_task_said_is_the_reason_and_not_how_it_ended_in_order(lines: list[str], told: str) -> None:
-    writes = SimpleNamespace(task_logs=lambda task_id: lines)
-    assert tasks.logs_of(writes, {"ID": "t"}) == f" It said last: {told}"
