@@ -136,7 +136,7 @@ def test_a_terminal_sees_the_step_and_each_host_live(work: Checkout) -> None:
 @pytest.mark.parametrize("outcome", ["refused", "failed"])
 def test_ctrl_c_ends_ansible_and_tells_where_the_cluster_stands(work: Checkout, outcome: str) -> None:
     mark = f"300.{os.getpid()}"
-    work.playbook("deploy", [tell(outcome=outcome), sleep(float(mark), "Prove the new version"), tell(result=RELEASE)])
+    work.playbook("deploy", [tell(outcome=outcome), sleep(mark, "Prove the new version"), tell(result=RELEASE)])
     with Terminal(work, "deploy") as terminal:
         until(lambda: _processes(mark), 30)
         began = time.monotonic()
@@ -156,7 +156,7 @@ def test_ctrl_c_ends_ansible_and_tells_where_the_cluster_stands(work: Checkout, 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_no_ansible_outlives_the_command(work: Checkout, number: int) -> None:
     mark = f"301.{os.getpid()}"
-    work.playbook("deploy", [sleep(float(mark)), tell(result=RELEASE)])
+    work.playbook("deploy", [sleep(mark), tell(result=RELEASE)])
     with subprocess.Popen(
         work.argv("deploy"), cwd=work.folder, env=work.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as command:
@@ -168,7 +168,7 @@ def test_no_ansible_outlives_the_command(work: Checkout, number: int) -> None:
 
 def test_a_terminal_that_closes_ends_the_deploy_in_order(work: Checkout) -> None:
     mark = f"302.{os.getpid()}"
-    work.playbook("deploy", [sleep(float(mark)), tell(result=RELEASE)])
+    work.playbook("deploy", [sleep(mark), tell(result=RELEASE)])
     with Terminal(work, "deploy") as terminal:
         until(lambda: _processes(mark), 30)
         assert terminal.hang_up() == 130

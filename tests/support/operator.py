@@ -96,5 +96,6 @@ def fail(message: str, **more: object) -> dict[str, object]:
     return {"name": "Look closely", "ansible.builtin.fail": {"msg": message}, **more}
 
 
-def sleep(seconds: float, name: str = "Wait") -> dict[str, object]:
+def sleep(seconds: float | str, name: str = "Wait") -> dict[str, object]:
+    """A step that sleeps; a string of `seconds` stands in the command line as it is, to be found there."""
     return {"name": name, "ansible.builtin.command": f"sleep {seconds}"}
