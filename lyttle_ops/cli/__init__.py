@@ -28,6 +28,7 @@ _SECTIONS = {
         "doctor": ("lyttle_ops.cli.doctor:doctor", "Look for what is wrong or will be, and how to mend it."),
     },
     "In a node's container": {
+        "certificates": ("lyttle_ops.cli.certificates:certificates", "Show every certificate, or have some renewed."),
         "domains": ("lyttle_ops.cli.domains:domains", "Show what this machine's node serves now."),
         "import": ("lyttle_ops.cli.importing:import_", "Take over a LyttleNGINX database: entries, certificates."),
         "migrate": ("lyttle_ops.cli.migrate:migrate", "Bring the database's schema to this version."),

@@ -94,17 +94,19 @@ def _wrong(
     if not result.get("leader"):
         found.append("nobody leads: PostgreSQL is away, or no node is ready")
     for certificate in result.get("certificates") or ():
-        found += _not_served(certificate, now)
+        found += _not_in_order(certificate, now)
     return found + [f"drift: {each}" for each in result.get("drift") or ()]
 
 
-def _not_served(certificate: Mapping[str, Any], now: datetime) -> list[str]:
-    """Why a certificate protects nobody."""
-    names, until = _names(certificate), certificate.get("not_after")
-    if until:
-        expired = datetime.fromisoformat(until) < now
-        return [f"{names}: the certificate expired at {until}: /certificates of the API says why"] if expired else []
-    return [f"{names}: no certificate yet: unless it was added just now, /certificates of the API says why"]
+def _not_in_order(certificate: Mapping[str, Any], now: datetime) -> list[str]:
+    """Why a certificate protects nobody, or soon will not."""
+    names, until, error = _names(certificate), certificate.get("not_after"), certificate.get("error")
+    why = f"{text(certificate.get('stage'))}{f': {error}' if error else ''}"
+    if not until:
+        return [f"{names}: no certificate: {why}"]
+    if datetime.fromisoformat(until) < now:
+        return [f"{names}: the certificate expired at {until}: {why}"]
+    return [f"{names}: {why}"] if error else []
 
 
 def _names(certificate: Mapping[str, Any]) -> str:

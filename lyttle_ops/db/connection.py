@@ -5,6 +5,7 @@ client's TCP user time-out and keepalives, the server's idle-in-transaction time
 never keeps a row lock for longer than that.
 """
 
+import logging
 import select
 import time
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ _NETWORK = {
 ANSWER_TIMEOUT = 12.0  # seconds until a pooled statement that nobody answers is given up; above statement_timeout
 # Sent with the start-up packet, so that they cost no statement (PostgreSQL manual, 55.2.1).
 _SERVER = "-c idle_in_transaction_session_timeout=5s -c statement_timeout=10s -c timezone=UTC"
+
+# What it logs reaches whoever asks for a connection as an error; without a log of its own a command prints it once.
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 
 class _Bounded(psycopg.Connection[DictRow]):

@@ -27,6 +27,29 @@ def test_a_domain_that_waits_for_its_certificate_is_told() -> None:
     ]
 
 
+def test_the_leaders_ledger_tells_why_a_certificate_is_missing_or_not_renewed() -> None:
+    def row(*domains: str, **more: Any) -> dict[str, Any]:
+        return {"domains": list(domains), "state": "issued", "stage": "s", "wanted": True, "error": None, **more}
+
+    leader = instance({"a.example;b.example": 4_000_000_000.0, "late.example": 1.0}, WAITS)
+    leader["ledger"] = [
+        row("a.example", "b.example", stage="renewal failed", error="caa"),
+        row("a.example", "b.example", "c.example", state="failed", stage="failed once", error="dns"),
+        row("gone.example", wanted=False, error="dns"),
+        row("late.example", state="failed", stage="expired"),
+        row("waits.example", state="issuing", stage="being checked"),
+    ]
+    follower = instance({"a.example;b.example": 4_000_000_000.0}, WAITS)
+    found = status.about_certificates([follower, leader])
+    assert [(each["domains"], each["stage"], each["error"], each["installed"]) for each in found] == [
+        (["a.example", "b.example"], "renewal failed", "caa", 2),
+        (["late.example"], "expired", None, 1),
+        (["a.example", "b.example", "c.example"], "failed once", "dns", 0),
+        (["waits.example"], "being checked", None, 0),
+    ]
+    assert all((each["not_after"] is None) == (each["installed"] == 0) for each in found)
+
+
 def test_a_wildcard_covers_its_domains() -> None:
     one = instance({"*.waits.example;waits.example": 4_000_000_000.0}, WAITS, {**WAITS, "domain": "a.waits.example"})
     assert [each["stage"] for each in status.about_certificates([one])] == ["served on all nodes"]

@@ -8,7 +8,7 @@ module: lyttle_instance
 short_description: Read the status of the LyttleOps instance on this host
 description:
   - Reads the status file and the metrics in the running container, and the domains it serves. No SQL, no API, so it
-    answers with PostgreSQL away.
+    answers with PostgreSQL away. On the leader alone it asks for the ledger of the certificates as well.
 options:
   service:
     description: The node service.
@@ -25,7 +25,9 @@ attributes:
 
 RETURN = r"""
 instance:
-  description: Node, container, task, status, domains and certificates; null when none runs here.
+  description: >-
+    Node, container, task, status, domains, certificates and ledger (the leader's, empty when PostgreSQL is away); null
+    when none runs here.
   type: dict
   returned: success
 """
@@ -104,6 +106,10 @@ def main() -> None:
         instance["domains"] = (told or {}).get("domains", [])
         metrics = inside(host, container, ["sh", "-c", _NEWEST.format("metrics.prom")])
         instance["certificates"] = {name: float(until) for name, until in _METRIC.findall(metrics)}
+        leads = (instance["status"] or {}).get("leader", False)
+        command = ["lyttle-ops", "certificates", "list", "--json"]
+        ledger = decoded(inside(host, container, command)) if leads else None
+        instance["ledger"] = (ledger or {}).get("certificates", [])
     module.exit_json(changed=False, instance=instance)
 
 

@@ -133,8 +133,10 @@ def about_nodes(engine: Engine, options: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def about_certificates(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each certificate that a node serves, and domains that want one and have none."""
+    """Each certificate that a node serves, each that is wanted and not served, and domains that want one and have none;
+    with `error` why the last try to get it failed, as far as the leader knows."""
     said = [each for each in instances if each and each.get("status")]
+    ledger = {";".join(row["domains"]): row for each in said for row in each.get("ledger", []) if row["wanted"]}
     newest: dict[str, float] = {}
     for each in said:
         for names, until in each.get("certificates", {}).items():
@@ -143,23 +145,26 @@ def about_certificates(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for names, until in sorted(newest.items()):
         installed = sum(each.get("certificates", {}).get(names) == until for each in said)
         stage = "served on all nodes" if installed == len(said) else "being installed"
-        domains = [name.strip() for name in names.replace(";", ",").split(",")]
+        row = ledger.get(names, {})
         found.append(
             {
-                "domains": domains,
+                "domains": names.split(";"),
                 "not_after": timestamp(until),
-                "stage": stage,
+                "stage": row["stage"] if row.get("error") or row.get("state") == "failed" else stage,
+                "error": row.get("error"),
                 "installed": installed,
                 "nodes": len(said),
             }
         )
-    have = {name for each in found for name in each["domains"]}
+    unserved: dict[str, Any] = {"not_after": None, "installed": 0, "nodes": len(said)}
+    for names, row in sorted(ledger.items()):
+        if names not in newest:
+            found.append({"domains": row["domains"], "stage": row["stage"], "error": row["error"], **unserved})
+    known = {name for each in found for name in each["domains"]}
     wanted = {entry["domain"] for each in said for entry in each.get("domains", []) if entry.get("ssl_wanted")}
     for name in sorted(wanted):
-        if name not in have and f"*.{name.partition('.')[2]}" not in have:
-            found.append(
-                {"domains": [name], "not_after": None, "stage": "not issued yet", "installed": 0, "nodes": len(said)}
-            )
+        if name not in known and f"*.{name.partition('.')[2]}" not in known:
+            found.append({"domains": [name], "stage": "not issued yet", "error": None, **unserved})
     return found
 
 
