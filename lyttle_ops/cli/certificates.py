@@ -19,7 +19,7 @@ _COLOURS = {"issued": GOOD, "failed": BAD}
 
 @click.group()
 def certificates() -> None:
-    """Look at the cluster's certificates, or have some renewed. Needs the settings of a node (DATABASE_URL, MASTER_KEY)."""
+    """Look at certificates, or have some renewed. Needs the settings of a node (DATABASE_URL, MASTER_KEY)."""
 
 
 @certificates.command("list")

@@ -146,3 +146,29 @@ def test_a_deploy_that_fails_goes_back_to_what_served_before(tmp_path: Path, run
     assert "No node that is ready and active may run the service" in told
     assert deploy.images == [runs, "lyttle-ops:b", runs], told
     assert code == 1  # without a node nobody was seen serving
+
+
+def test_a_deploy_that_goes_on_from_a_killed_one_puts_the_last_good_release_back(tmp_path: Path) -> None:
+    deploy, known = Deploy(tmp_path, "lyttle-ops:b"), release(1, "lyttle-ops:a")
+    killed = release(2, "lyttle-ops:b", result="running", specs={})
+    deploy.configs += [config(known), config(killed)]
+    code, told = deploy.run(known)
+    assert deploy.images == ["lyttle-ops:b", "lyttle-ops:b", "lyttle-ops:a"], told
+    assert code == 1, told
+    assert "Nothing was changed" not in told
+
+
+def test_what_a_failed_deploy_left_never_counts_as_good(tmp_path: Path) -> None:
+    deploy, known = Deploy(tmp_path, "lyttle-ops:bad"), release(1, "lyttle-ops:a")
+    left = release(2, "lyttle-ops:bad", result="failed")
+    refused = release(3, "lyttle-ops:c", result="failed", specs={NODE: "lyttle-ops:bad"})
+    deploy.configs += [config(known), config(left), config(refused)]
+    _, told = deploy.run(known)
+    assert deploy.images == ["lyttle-ops:bad", "lyttle-ops:b", "lyttle-ops:a"], told
+
+
+def test_an_image_that_was_put_back_and_is_there_again_was_put_there_by_hand(tmp_path: Path) -> None:
+    deploy, known = Deploy(tmp_path, "lyttle-ops:hand"), release(1, "lyttle-ops:a")
+    deploy.configs += [config(known), config(release(2, "lyttle-ops:hand", result="failed", specs=known["specs"]))]
+    _, told = deploy.run(known)
+    assert deploy.images == ["lyttle-ops:hand", "lyttle-ops:b", "lyttle-ops:hand"], told

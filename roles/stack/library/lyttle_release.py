@@ -16,7 +16,7 @@ options:
       - V(finish) writes its outcome and removes all but the newest O(keep), what should run, and what to go back to.
       - V(interrupt) marks records that still run while nobody holds the lock.
       - V(list) tells all, newest first; V(find) the one that O(to) names.
-      - V(plan) tells whether deploying O(record) would change anything.
+      - V(plan) tells whether deploying O(record) would change anything, and what an earlier deploy left there.
     choices: [start, finish, interrupt, list, find, plan]
     required: true
     type: str
@@ -33,7 +33,8 @@ options:
     type: str
     default: lyttlenginx_lyttlenginx
   record:
-    description: What V(start) writes, and what V(plan) compares with what is deployed.
+    description: What V(start) writes, and what V(plan) compares with what is deployed. Its C(baseline), what nodes
+      answered before, is kept for the deploy that goes on from this one.
     type: dict
     default: {}
   number:
@@ -92,13 +93,27 @@ live_mode:
   description: The mode of the service as it is; empty when there is none.
   type: str
   returned: plan
+left:
+  description: Whether a deploy without success, which did not put the good release back either, left what runs now.
+  type: bool
+  returned: plan
+before:
+  description: The baseline of the first such deploy, when it is not too old.
+  type: list
+  returned: plan
 unchanged:
   description: Whether the newest release that succeeded is O(record) and still stands.
   type: bool
   returned: plan
 """
 
+import base64
+import calendar
+import contextlib
+import itertools
+import json
 import time
+import zlib
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -115,11 +130,15 @@ from ansible.module_utils.lyttle_engine import (
 )
 
 SUCCEEDED, FAILED, RUNNING, INTERRUPTED = "succeeded", "failed", "running", "interrupted"
+_BASELINE_BYTES = 100_000  # of a config's 500 kB
+_BASELINE_AGE = 3600  # seconds; upstreams change
+
+UNSHOWN = ("inputs", "id", "specs", "inputs_digest", "baseline")
 
 
 def shown(record: dict[str, Any]) -> dict[str, Any]:
     """A record for people: without its stack file."""
-    return {key: value for key, value in record.items() if key not in ("inputs", "id", "specs", "inputs_digest")}
+    return {key: value for key, value in record.items() if key not in UNSHOWN}
 
 
 def records(engine: Engine, prefix: str) -> list[dict[str, Any]]:
@@ -163,10 +182,38 @@ def image_of(spec: dict[str, Any]) -> str:
     return str(spec["TaskTemplate"]["ContainerSpec"]["Image"])
 
 
-def left_by(everything: list[dict[str, Any]], image: str) -> dict[str, Any] | None:
-    """The newest record, when it did not succeed and deployed this image: then nobody's hand did."""
-    newest = next(iter(everything), None)
-    return newest if newest and newest.get("result") != SUCCEEDED and newest.get("image") == image else None
+def since_good(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records after the newest good one, newest first."""
+    return list(itertools.takewhile(lambda record: record.get("result") != SUCCEEDED, everything))
+
+
+def left_by(everything: list[dict[str, Any]], image: str, service: str) -> dict[str, Any] | None:
+    """The newest record without success that deployed this image and did not put the good one back: then it was left
+    there, and put there by nobody's hand."""
+    good = ((newest_good(everything) or {}).get("specs") or {}).get(service)
+    for record in since_good(everything):
+        ended_with = (record.get("specs") or {}).get(service)
+        if record.get("image") == image and (good is None or ended_with != good):
+            return record
+    return None
+
+
+def answers_before(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What nodes answered before the first deploy since the good one, while that was a short time ago: those that run
+    what it left are no measure any more."""
+    for record in reversed(since_good(everything)):
+        kept = record.get("baseline")
+        if kept:
+            started = calendar.timegm(time.strptime(record["started_at"], "%Y-%m-%dT%H:%M:%SZ"))
+            found: list[dict[str, Any]] = json.loads(zlib.decompress(base64.b64decode(kept)))
+            return found if 0 <= time.time() - started <= _BASELINE_AGE else []
+    return []
+
+
+def packed(baseline: list[dict[str, Any]]) -> str:
+    """A baseline as a record keeps it; empty when it is too long."""
+    text = base64.b64encode(zlib.compress(json.dumps(baseline).encode())).decode()
+    return text if baseline and len(text) <= _BASELINE_BYTES else ""
 
 
 def drift(everything: list[dict[str, Any]], specs: dict[str, dict[str, Any]], service: str) -> list[str]:
@@ -175,7 +222,7 @@ def drift(everything: list[dict[str, Any]], specs: dict[str, dict[str, Any]], se
     if newest is None:
         return []
     number, told = newest["number"], []
-    unfinished = left_by(everything, image_of(specs[service])) if service in specs else None
+    unfinished = left_by(everything, image_of(specs[service]), service) if service in specs else None
     why = f"left by release {unfinished['number']}, {unfinished.get('result')}" if unfinished else "changed by hand"
     for name, known in newest["specs"].items():
         spec = specs.get(name)
@@ -198,6 +245,7 @@ def write(engine: Engine, prefix: str, record: dict[str, Any], state: dict[str, 
         number = (taken[0]["number"] if taken else 0) + 1
         data = {**record, "number": number, "started_at": record.get("started_at") or now()}
         data["inputs_digest"] = inputs_digest(data)
+        data["baseline"] = packed(data.get("baseline") or [])
         identifier = engine.create_config(f"{prefix}{number}", data, {"lyttle.release": str(number)})
         if identifier:
             engine.label_config(identifier, state)
@@ -213,7 +261,7 @@ def adopt(engine: Engine, options: dict[str, Any]) -> dict[str, Any] | None:
     newest, service = newest_good(everything), engine.service(options["service"])
     if newest is None or service is None or image_of(service["Spec"]) == newest["image"]:
         return None
-    if left_by(everything, image_of(service["Spec"])):
+    if left_by(everything, image_of(service["Spec"]), options["service"]):
         return None
     specs = live(engine, options["stack"])
     image = image_of(service["Spec"])
@@ -271,7 +319,8 @@ def finish(engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
     engine.label_config(record["id"], state)
     record.update(state)
     for old in forgotten(all_records, options["keep"]):
-        engine.remove_config(old["id"])
+        with contextlib.suppress(EngineError):  # the outcome is written; the next release forgets it
+            engine.remove_config(old["id"])
     return record
 
 
@@ -362,12 +411,15 @@ def main() -> None:
             module.exit_json(changed=False, releases=[shown(r) for r in everything], drift=told, newest=newest)
         service = engine.service(options["service"])
         if action == "plan":
+            left = left_by(everything, image_of(service["Spec"]), options["service"]) if service and told else None
             module.exit_json(
                 changed=False,
                 drift=told,
                 newest=newest,
                 first=newest is None,
                 live_mode=mode_of(service["Spec"]) if service else "",
+                left=bool(left),
+                before=answers_before(everything) if left else [],
                 unchanged=newest is not None and not told and same(newest, options["record"]),
             )
         wanted = find(everything, options["to"])

@@ -31,7 +31,8 @@ options:
     elements: dict
     default: []
   baseline:
-    description: The nodes of a baseline.
+    description: The nodes of a baseline. V(baseline) itself takes from it what they answered, where they run what an
+      interrupted deploy left and so are no measure.
     type: list
     elements: dict
     default: []
@@ -205,6 +206,7 @@ class Rollout:
             here = [t for t in tasks if t.get("NodeID") == node["id"]]
             running = next((t for t in here if t["Status"]["State"] == "running"), None)
             answers = proof.baseline(node["address"], self._ports, self._options["domains"]) if running else {}
+            answers.update({url: was for url, was in self._before(node["id"]).items() if url in answers})
             nodes.append({**node, "task": running and running["ID"], "answers": answers})
         return {"nodes": nodes, "image": service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]}
 
@@ -278,7 +280,12 @@ class Rollout:
         running = {t["ID"] for t in tasks if t["Status"]["State"] == "running" and t["DesiredState"] == "running"}
         others = [n for n in nodes if n["id"] != node["id"]]
         proven = [n["address"] for n in others if n["id"] in self._options["proven"]]
-        old = [n["address"] for n in others if known.get(n["id"]) in running]
+        service = self._service()
+        old = [
+            n["address"]
+            for n in others
+            if known.get(n["id"]) in running and current_task(tasks, service, n["id"]) is None
+        ]
         return next(iter(proven + old), None)
 
     def _put_back(self) -> bool:
