@@ -135,8 +135,10 @@ class Operator:
         message, log = ended.message, _short(ended.log)
         if ended.end is End.INTERRUPTED and not looked:
             message = f"interrupted. {_AFTER_CTRL_C.get(ended.outcome or '', _GOES_ON)}"
+        left = ended.outcome == "failed" and not looked and any(each.unreachable for each in ended.failures)
         if self.as_json:
             failures = [{"host": each.host, "step": each.step, "message": each.message} for each in ended.failures]
+            message = f"{message}. {_GOES_ON}" if left else message
             self.error(ended.end.value, message, failures=failures, result=ended.result, log=str(ended.log))
             raise Stop(EXIT[ended.end])
         if ended.end is End.INTERRUPTED or not ended.failures:
@@ -144,6 +146,8 @@ class Operator:
         else:
             for message, step, hosts in _by_message(ended):
                 self.error(ended.end.value, f"{hosts}: {message}\n       in the step: {step}")
+        if left:
+            click.echo(_GOES_ON, err=True)
         if ended.end is End.REFUSED and not looked:
             click.echo("Nothing was changed.", err=True)
         elif ended.end is End.PUT_BACK:

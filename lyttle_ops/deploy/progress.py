@@ -78,6 +78,7 @@ class Failure:
     host: str
     step: str
     message: str
+    unreachable: bool = False  # the connection to it was lost: no rescue of the playbook ran there
 
 
 class Progress:
@@ -171,7 +172,7 @@ class Progress:
             step = _name(data) or (self.current.name if self.current else "")
             if before is not None and data.get("task_action") in _FAIL:
                 step = before.step  # a rescue that ends with its own words: what failed is what it came to rescue
-            self._last_failure[host] = Failure(host, step, message)
+            self._last_failure[host] = Failure(host, step, message, state is State.UNREACHABLE)
 
     def _told(self, data: Any) -> None:
         if not isinstance(data, Mapping):

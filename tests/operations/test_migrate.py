@@ -159,12 +159,19 @@ def test_a_switch_that_lost_the_lock_leaves_the_host_to_the_node_that_answers_th
     assert "When they are done: migrate_step=switch proves it, migrate_step=back starts old-nginx again" in said
 
 
-def test_a_switch_that_is_repeated_and_fails_leaves_everything_as_it_is(work: Checkout) -> None:
+@pytest.mark.parametrize(
+    ("edge", "why"),
+    [
+        (f"{LOSE}; echo true", "Refresh the lock: The deploy lock was"),
+        ("echo the swarm does not have a leader >&2; exit 1", "See whether nodes may run there: "),
+    ],
+)
+def test_a_switch_that_is_repeated_and_fails_leaves_everything_as_it_is(work: Checkout, edge: str, why: str) -> None:
     with answering("t1", "127.0.0.1") as port:
-        again = f"{LOSE}; echo true"
-        commands, said = migrate(work, "switch", "echo false", swarm="n1\nold", http_port=port, edge=again)
+        commands, said = migrate(work, "switch", "echo false", swarm="n1\nold", http_port=port, edge=edge)
     assert commands == [], said
-    assert "old was given to the cluster before, and is not proved. Refresh the lock: The deploy lock was" in said
+    assert f"old-nginx was stopped before, and the node on old is not proved. {why}" in said
+    assert "As for now, nothing was changed" in said
 
 
 def test_a_server_that_could_not_be_stopped_starts_with_its_host_again(work: Checkout) -> None:

@@ -86,6 +86,19 @@ def test_a_rescue_is_progress_and_what_it_ends_with_is_the_reason(work: Checkout
     assert error["message"] == "n2 answered 502; the old version serves again."
 
 
+def test_a_host_that_is_lost_in_the_middle_leaves_no_doubt_about_the_rest(work: Checkout) -> None:
+    away = {"ansible.builtin.set_fact": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}}
+    lost = [away, {"name": "Prove n2", "ansible.builtin.command": "true"}]
+    block = {"block": lost, "rescue": [fail("put back")], "when": "inventory_hostname == 'n1'"}
+    work.playbook("deploy", [tell(outcome="failed"), block])
+    done = work.run("deploy")
+    assert done.returncode == 1
+    assert "error: n1: Failed to connect to the host via ssh" in done.stderr
+    assert "Swarm goes on by itself with an update it has begun" in done.stderr
+    document = json.loads(work.run("deploy", "--json").stdout)
+    assert "the same command again goes on" in document["error"]["message"]
+
+
 def test_json_is_one_document_on_standard_output_and_progress_goes_beside(work: Checkout) -> None:
     work.playbook("deploy", [sleep(0, "Something"), tell(result=RELEASE)])
     done = work.run("deploy", "--json")

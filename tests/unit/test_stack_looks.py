@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support import loopback, modules
+from tests.support.answering import answering
 
 status, answers, tasks = (modules.load(f"lyttle_{name}") for name in ("status", "answers", "tasks"))
 
@@ -69,7 +70,24 @@ def test_two_servers_that_do_not_answer_are_alike() -> None:
     address = loopback.address()
     ports = answers.Ports(loopback.port(address), loopback.port(address))
     old, node = (answers.Server(name, address, ports) for name in ("the old server", "n1"))
-    assert answers.compare(old, node, "waits.example", True) == ([], [])
+    assert answers.compare(old, node, "waits.example", True) == ([], [], False)
+
+
+def test_a_domain_points_to_the_old_server_by_any_of_its_names_or_to_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, stranger = loopback.address(), loopback.address()
+    zone = {"old.example": {"192.0.2.1"}, "stays.example": {"192.0.2.1", node}, "moved.example": {node},
+            "nat.example": {node, stranger}, "gone.example": set()}  # fmt: skip
+    monkeypatch.setattr(answers, "addresses", lambda name: zone.get(name, {name}))
+    names = [name for name in zone if name != "old.example"]
+    with answering("task", node) as port:
+        for old in ("old.example", "192.0.2.1"):
+            assert answers.whereto(names, old, port) == (["stays.example"], [f"nat.example ({stranger})"])
+
+
+def test_names_and_addresses_are_resolved() -> None:
+    assert "127.0.0.1" in answers.addresses("localhost")
+    assert answers.addresses("192.0.2.7") == {"192.0.2.7"}
+    assert answers.addresses("a..b") == set()
 
 
 @pytest.mark.parametrize(

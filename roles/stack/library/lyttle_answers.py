@@ -11,9 +11,10 @@ description:
     answer is worse when its class is (a page or redirect, then 4xx, then 5xx, then none).
   - Certificates must be the same, unless the node's own is one that this host trusts for that name. The old server may
     have renewed its certificate since it was imported.
+  - An old server that answers for none of the domains is an error, since nothing can be compared with it.
 options:
   old:
-    description: Address of the old server.
+    description: Address of the old server, or its name.
     type: str
     required: true
   old_name:
@@ -65,7 +66,11 @@ compared:
   type: int
   returned: success
 pointing:
-  description: Domains that resolve to the old server's address here.
+  description: Domains that resolve to an address of the old server here.
+  type: list
+  returned: success
+elsewhere:
+  description: Other domains whose address is answered by no node, each with that address.
   type: list
   returned: success
 """
@@ -77,7 +82,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_proof import TIMEOUT, Ports, ask
+from ansible.module_utils.lyttle_proof import TIMEOUT, WELL_KNOWN, Ports, ask
 
 _AT_ONCE = 8
 _RANK = {"1xx": 0, "2xx": 0, "3xx": 0, "4xx": 1, "5xx": 2, "no answer": 3}
@@ -118,8 +123,8 @@ def trusted(server: Server, domain: str) -> bool:
         return False
 
 
-def compare(old: Server, node: Server, domain: str, tls: bool) -> tuple[list[str], list[str]]:
-    """(problems, notes) of one domain on one node."""
+def compare(old: Server, node: Server, domain: str, tls: bool) -> tuple[list[str], list[str], bool]:
+    """(problems, notes, whether the old server answered) of one domain on one node."""
     url = f"{'https' if tls else 'http'}://{domain}/"
     was = ask(old.address, old.ports.https if tls else old.ports.http, domain, tls=tls)
     now = ask(node.address, node.ports.https if tls else node.ports.http, domain, tls=tls)
@@ -134,7 +139,7 @@ def compare(old: Server, node: Server, domain: str, tls: bool) -> tuple[list[str
             notes.append(f"{node.name} shows another certificate for {domain} than {old.name}, and it is trusted too")
         else:
             problems.append(f"{node.name} shows another certificate for {domain} than {old.name}, which nobody trusts")
-    return problems, notes
+    return problems, notes, was.kind != "no answer"
 
 
 def targets(domains: list[dict[str, Any]]) -> list[tuple[str, bool]]:
@@ -146,12 +151,26 @@ def targets(domains: list[dict[str, Any]]) -> list[tuple[str, bool]]:
     return [(name, tls) for name, wanted in names for tls in ([False, True] if wanted else [False])]
 
 
-def points_to(domain: str, address: str) -> bool:
-    """Whether the name resolves to the address here."""
+def addresses(name: str) -> set[str]:
+    """What a name or an address stands for here; nothing when it does not resolve."""
     try:
-        return address in {found[4][0] for found in socket.getaddrinfo(domain, None)}
-    except OSError:
-        return False
+        return {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
+    except (OSError, UnicodeError):
+        return set()
+
+
+def whereto(names: list[str], old: str, port: int = 80) -> tuple[list[str], list[str]]:
+    """(names that resolve to the old server, other names of which an address is answered by no node of ours).
+
+    A NAT hides which machine an address leads to; a node tells itself, under any name."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        known = dict(zip(names, pool.map(addresses, names), strict=True))
+        pointing = [name for name in names if known[name] & addresses(old)]
+        others = [name for name in names if name not in pointing]
+        asked = {address: name for name in others for address in known[name]}
+        answers = pool.map(lambda each: ask(each[0], port, each[1], WELL_KNOWN), asked.items())
+        strange = {a for a, answer in zip(asked, answers, strict=True) if not answer.headers.get("x-lyttle-task")}
+    return pointing, [f"{name} ({min(known[name] & strange)})" for name in others if known[name] & strange]
 
 
 def main() -> None:
@@ -177,13 +196,16 @@ def main() -> None:
     wanted = [(node, name, tls) for name, tls in asked for node in nodes]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(lambda each: compare(old, *each), wanted))
-        pointing = list(pool.map(lambda name: points_to(name, options["old"]), names))
+    pointing, elsewhere = whereto(names, options["old"])
+    if found and not any(answered for _, _, answered in found):
+        module.fail_json(msg=f"{old.name} answers for no domain at {old.address}, so nothing can be compared with it")
     module.exit_json(
         changed=False,
-        problems=[line for problems, _ in found for line in problems],
-        notes=[line for _, notes in found for line in notes],
+        problems=[line for problems, _, _ in found for line in problems],
+        notes=[line for _, notes, _ in found for line in notes],
         compared=len(wanted),
-        pointing=[name for name, yes in zip(names, pointing, strict=True) if yes],
+        pointing=pointing,
+        elsewhere=elsewhere,
     )
 
 
