@@ -9,12 +9,17 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lyttle_ops.db import Database
 from lyttle_ops.db.migrate import migrate
 from lyttle_ops.local.postgres import PostgresServer
 from tests.support import loopback
 from tests.support.local import LocalCommand
+
+# No example is judged by the clock, and everybody tries the same ones.
+settings.register_profile("lyttle", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lyttle")
 
 
 @pytest.fixture(scope="session")

@@ -268,18 +268,17 @@ def test_installed_counts_active_nodes_by_what_their_handshake_showed(lab: Lab, 
 def test_a_ca_that_never_answers_holds_up_only_its_own_order(
     lab: Lab, make: NodeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lyttle_ops.certificates.network.CALL_TIMEOUT", 1.0)
+    monkeypatch.setattr("lyttle_ops.certificates.network.CALL_TIMEOUT", 5.0)
     hung, free = make("hung"), make("free", settings=lab.direct)
     hold = lab.proxy.fault("*", action="hold", times=100)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(hung.certificates.ensure_certificate, ["a.example.com"])
         assert hold.reached.wait(10)
-        started = time.monotonic()
         lab.answerer.thumbprint = free.certificates.account_thumbprint()
         assert free.certificates.ensure_certificate(["b.example.com"]) is Outcome.ISSUED
         assert free.certificates.ensure_certificate(["a.example.com"]) is Outcome.BUSY
-        assert time.monotonic() - started < 1
-        assert future.result(10) is Outcome.FAILED
+        assert not future.done()
+        assert future.result(30) is Outcome.FAILED
     assert "did not answer within" in _last_error(hung, "a.example.com")
 
 

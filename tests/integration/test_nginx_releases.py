@@ -227,6 +227,7 @@ def test_a_release_that_tests_well_and_does_not_come_up_is_put_back() -> None:
         assert os.readlink(running.folder / "live") == f"releases/{first.release}"
         assert running.get("site1.example")[0] == 308
         running.nginx.layout = usual
+        running.nginx._deadline = 15.0
         assert running.apply([site(1, kind="redirect"), site(2, kind="redirect")]).reloaded
         assert running.get("site2.example")[0] == 308
     finally:

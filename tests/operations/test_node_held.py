@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psutil
@@ -140,8 +140,11 @@ def test_nginx_that_was_killed_comes_back_with_the_same_sockets(
 def test_a_service_that_goes_finishes_its_requests_and_clients_are_refused(
     machine: Machine, task: Callable[..., NodeProcess], database_url: str
 ) -> None:
+    arrived = Event()
+
     class Slow(nginx.Handler):
         def do_GET(self) -> None:
+            arrived.set()
             time.sleep(3)
             self.answer(200, b"slow")
 
@@ -160,7 +163,7 @@ def test_a_service_that_goes_finishes_its_requests_and_clients_are_refused(
 
         client = Thread(target=request)
         client.start()
-        time.sleep(0.5)  # the request is at the upstream
+        assert arrived.wait(30)
         assert node.process
         node.process.send_signal(signal.SIGTERM)
         started = time.monotonic()

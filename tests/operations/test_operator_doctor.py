@@ -45,6 +45,7 @@ n3 {LOCAL} swarm_address={host} swarm_edge=false ansible_python_interpreter={sys
 [all:vars]
 doctor_ports=[{port}]
 docker_host=unix:///nonexistent
+doctor_clock_seconds=60
 """,
     )
     with taken:

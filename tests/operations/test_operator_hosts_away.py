@@ -34,7 +34,7 @@ def work(tmp_path: Path) -> Checkout:
             (tmp_path / "roles" / "stack" / path.name).symlink_to(path)
     for path in (ROOT / "roles/stack/tasks").iterdir():
         text = path.read_text()
-        for long, short in (("timeout: 30", "timeout: 10"), ("timeout: 60", "timeout: 8"), ('=5, "20"', '=1, "4"')):
+        for long, short in (("timeout: 30", "timeout: 20"), ("timeout: 60", "timeout: 8"), ('=5, "20"', '=1, "4"')):
             text = text.replace(long, short)
         (tasks / path.name).write_text(text)
     for path in (ROOT / "roles").iterdir():

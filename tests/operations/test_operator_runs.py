@@ -176,7 +176,7 @@ def test_no_ansible_outlives_the_command(work: Checkout, number: int) -> None:
         until(lambda: _processes(mark), 30)
         command.send_signal(number)
         assert command.wait(20) == (-9 if number == signal.SIGKILL else 130)
-    until(lambda: not _processes(mark) and not _processes(str(work.folder)), 5)
+    until(lambda: not _processes(mark) and not _processes(str(work.folder)), 20)
 
 
 def test_a_terminal_that_closes_ends_the_deploy_in_order(work: Checkout) -> None:
@@ -185,7 +185,7 @@ def test_a_terminal_that_closes_ends_the_deploy_in_order(work: Checkout) -> None
     with Terminal(work, "deploy") as terminal:
         until(lambda: _processes(mark), 30)
         assert terminal.hang_up() == 130
-    until(lambda: not _processes(mark) and not _processes(str(work.folder)), 5)
+    until(lambda: not _processes(mark) and not _processes(str(work.folder)), 20)
 
 
 def test_a_reader_that_leaves_does_not_disturb_the_deploy(work: Checkout) -> None:

@@ -98,7 +98,7 @@ def test_a_leader_that_froze_and_thaws_leaves_the_newer_terms_copy_alone(
     both = [node(name=name, SHARED_DIR=str(shared)).start() for name in ("n1", "n2")]
     until(lambda: all(one.ready() for one in both), timeout=40)
     until(lambda: newest(shared)[0] >= 1, 30)
-    until(lambda: any(one.status()["standby"] for one in both), 30)
+    until(lambda: all(any(one.status()[role] for one in both) for role in ("leader", "standby")), 30)
     (old,) = [one for one in both if one.status()["leader"]]
     (new,) = [one for one in both if one is not old]
     first = newest(shared)[0]

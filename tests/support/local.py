@@ -33,7 +33,7 @@ class LocalCommand:
         return [*COMMAND, command, "--state-dir", str(self.state_folder), *where, *arguments]
 
     def run(
-        self, command: str, *arguments: str, timeout: float = 100, environment: dict[str, str] | None = None
+        self, command: str, *arguments: str, timeout: float = 240, environment: dict[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run it to its end; the caller looks at the exit code."""
         return subprocess.run(

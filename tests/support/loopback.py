@@ -7,6 +7,7 @@ from itertools import count
 _random = random.SystemRandom()
 _BASE = f"127.{_random.randrange(16, 250)}.{_random.randrange(1, 250)}"
 _next = count(1)
+_given: set[tuple[str, int]] = set()
 
 
 def address() -> str:
@@ -15,12 +16,15 @@ def address() -> str:
 
 
 def port(host: str) -> int:
-    """A free port on `host`, below 32768 (above lies the kernel's own range)."""
+    """A free port on `host`, below 32768 (above lies the kernel's own range), that was not given to anybody before."""
     while True:
         candidate = _random.randrange(10000, 32000)
+        if (host, candidate) in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((host, candidate))
             except OSError:
                 continue
-            return candidate
+        _given.add((host, candidate))
+        return candidate

@@ -27,7 +27,7 @@ class Checkout:
 
     def environment(self, **more: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "LYTTLE_"))}
-        return {**clean, "PYTHONPATH": str(self.folder), "XDG_STATE_HOME": str(self.state), **more}
+        return {**clean, "PYTHONPATH": str(self.folder), "XDG_STATE_HOME": str(self.state), "TERM": "xterm", **more}
 
     def argv(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "lyttle_ops.cli", *arguments]

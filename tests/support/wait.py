@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], timeout: float = 10.0, what: str = "", every: float = 0.02) -> T:
+def until(condition: Callable[[], T], timeout: float = 30.0, what: str = "", every: float = 0.02) -> T:
     """The first true value of `condition`; AssertionError with its last value or error after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     last: object = None

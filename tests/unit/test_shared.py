@@ -208,17 +208,17 @@ def test_without_a_folder_nothing_happens() -> None:
 def test_a_folder_that_hangs_is_given_up_and_its_child_is_gone(
     copy: Callable[..., Copy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "READ_DEADLINE", 0.5)
+    monkeypatch.setattr(shared, "READ_DEADLINE", 2.0)
     manifest(tmp_path, 3).parent.mkdir()
     os.mkfifo(manifest(tmp_path, 3))  # whoever opens it waits for ever
     node = copy(leads=None)
     started = time.monotonic()
     with pytest.raises(SharedCopyUnusable, match=r"did not answer within|is slow"):
         node.load()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15
     started = time.monotonic()
     node.publish(STATE)
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 1.5
     note = until(node.note, 10)
     assert note
     assert not note["ok"]
@@ -235,7 +235,7 @@ def test_while_a_child_hangs_that_no_signal_ends_no_other_is_started(
     os.mkfifo(manifest(tmp_path, 3))
     node = Copy(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shared, "READ_DEADLINE", 0.5)
+        patch.setattr(shared, "READ_DEADLINE", 2.0)
         patch.setattr(subprocess.Popen, "kill", lambda self: None)
         with pytest.raises(SharedCopyUnusable, match="did not answer"):
             node.load()
@@ -244,7 +244,7 @@ def test_while_a_child_hangs_that_no_signal_ends_no_other_is_started(
         started = time.monotonic()
         with pytest.raises(SharedCopyUnusable, match="has hung since"):
             node.load()
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < 1.5
     assert children() == [hung]
     hung.kill()
     manifest(tmp_path, 3).unlink()
