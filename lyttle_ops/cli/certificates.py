@@ -13,6 +13,7 @@ from lyttle_ops.certificates.model import CertificateNotWanted, CertificateView
 from lyttle_ops.cli.columns import BAD, DOUBTFUL, GOOD, Cell, print_columns
 from lyttle_ops.db import Database
 from lyttle_ops.db.connection import Connection
+from lyttle_ops.proxies.domains import normalise_domain
 
 _COLOURS = {"issued": GOOD, "failed": BAD}
 
@@ -47,16 +48,20 @@ def renew(domains: tuple[str, ...], all_: bool) -> None:
     for the same names)."""
     if all_ == bool(domains):
         raise click.UsageError("name the domains whose certificates shall be renewed, or --all")
+    try:
+        names = {normalise_domain(name) for name in domains}
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
     with _connection() as connection:
         found = store.list_certificates(connection)
         wanted = {name for each in found if each.wanted for name in each.domains}
-        unknown = sorted(set(domains) - wanted)
+        unknown = sorted(names - wanted)
         if unknown:
             raise CertificateNotWanted(
                 f"nothing was asked for: no enabled entry with ssl wants a certificate for {', '.join(unknown)}"
             )
         for each in found:
-            if each.wanted and (all_ or set(domains) & set(each.domains)):
+            if each.wanted and (all_ or names & set(each.domains)):
                 click.echo(f"{', '.join(each.domains)}: {store.request_renewal(connection, each.id).message}")
 
 

@@ -72,7 +72,7 @@ class Operator:
         """
         ended = self._run(name, variables, quiet=False)
         if ended.end is not End.DONE or ended.result is None:
-            self._fail(ended)
+            self._fail(ended, updates=name in ("deploy", "rollback"))
         if self.as_json:
             self.print_json(ended.result)
         return ended.result
@@ -131,11 +131,12 @@ class Operator:
         with _signals(playbook, steps.note), steps:
             return playbook.run(steps)
 
-    def _fail(self, ended: Ended, looked: bool = False) -> NoReturn:
+    def _fail(self, ended: Ended, looked: bool = False, updates: bool = False) -> NoReturn:
         message, log = ended.message, _short(ended.log)
         if ended.end is End.INTERRUPTED and not looked:
             message = f"interrupted. {_AFTER_CTRL_C.get(ended.outcome or '', _GOES_ON)}"
-        left = ended.outcome == "failed" and not looked and any(each.unreachable for each in ended.failures)
+        # The machine that works for all was lost, and with it the playbook's own way back.
+        left = updates and ended.outcome == "failed" and bool(ended.failures) and ended.failures[-1].unreachable
         if self.as_json:
             failures = [{"host": each.host, "step": each.step, "message": each.message} for each in ended.failures]
             message = f"{message}. {_GOES_ON}" if left else message

@@ -103,7 +103,7 @@ def _not_in_order(certificate: Mapping[str, Any], now: datetime) -> list[str]:
     names, until, error = _names(certificate), certificate.get("not_after"), certificate.get("error")
     why = f"{text(certificate.get('stage'))}{f': {error}' if error else ''}"
     if not until:
-        return [f"{names}: no certificate: {why}"]
+        return [f"{names}: {why}" if why.startswith("served by another") else f"{names}: no certificate: {why}"]
     if datetime.fromisoformat(until) < now:
         return [f"{names}: the certificate expired at {until}: {why}"]
     return [f"{names}: {why}"] if error else []

@@ -127,7 +127,7 @@ def test_sigterm_releases_the_leadership_at_once_and_exits_0(cluster: Cluster) -
     leader, standby = cluster.wait_settled()
     before, _ = term(cluster)
     os.kill(cluster.pid(leader), signal.SIGTERM)
-    until(lambda: term(cluster) == (before + 1, standby), timeout=20, every=0.001)
+    until(lambda: term(cluster) == (before + 1, standby), timeout=4, every=0.001)
     process = cluster.local.processes()[leader]
     until(lambda: not process.is_alive(), timeout=30)
     assert "Stopped with code 0" in cluster.local.log(leader)

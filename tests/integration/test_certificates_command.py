@@ -75,6 +75,7 @@ def test_a_renewal_is_asked_for_by_name_or_for_all_that_are_wanted(
     for wrong, code, said in (
         ((), 2, "or --all"),
         (("--all", "good.example.com"), 2, "or --all"),
+        (("*.*",), 2, "'*.*'"),
         (("good.example.com", "unwanted.example.com"), 1, "certificate for unwanted.example.com"),
     ):
         done = run("certificates", "renew", *wrong)
@@ -82,7 +83,7 @@ def test_a_renewal_is_asked_for_by_name_or_for_all_that_are_wanted(
         assert said in done.stderr
         assert state() == before
 
-    done = run("certificates", "renew", "good.example.com")
+    done = run("certificates", "renew", "Good.Example.com.")
     assert done.stdout == "good.example.com: the leader renews it now\n", done.stderr
     assert state() == {**before, "good": (True, False)}
 

@@ -138,7 +138,7 @@ def test_a_vacant_standby_place_is_filled_by_invitation(node: Callable[[str], No
     second.leadership.stop()
     until(lambda: third.leadership.state is State.STANDBY, timeout=10)
     first.leadership.stop()
-    until(third.leadership.is_leader, timeout=8)
+    until(third.leadership.is_leader, timeout=4)
 
 
 def test_a_clean_stop_releases_at_once_and_lets_the_successor_act_at_once(node: Callable[[str], Node]) -> None:
@@ -147,7 +147,7 @@ def test_a_clean_stop_releases_at_once_and_lets_the_successor_act_at_once(node: 
     second = node("b").start()
     until(lambda: second.leadership.state is State.STANDBY)
     first.leadership.stop()
-    until(second.leadership.is_leader, timeout=8)
+    until(second.leadership.is_leader, timeout=4)
     assert second.leadership.settled
 
 
@@ -196,7 +196,7 @@ def test_a_leader_whose_nginx_cannot_serve_resigns_and_stands_again_when_it_can(
     until(lambda: second.leadership.state is State.STANDBY)
     first.serves = False
     first.leadership.reconsider()
-    until(second.leadership.is_leader, timeout=8)
+    until(second.leadership.is_leader, timeout=4)
     assert first.leadership.state is State.FOLLOWER
     first.serves = True
     first.leadership.reconsider()
@@ -210,7 +210,7 @@ def test_release_leader_lock_hands_over_to_the_standby(node: Callable[[str], Nod
     until(lambda: second.leadership.state is State.STANDBY)
     second.leadership.release_leader_lock()  # of a term it does not have: nothing, now or later
     first.leadership.release_leader_lock()
-    until(second.leadership.is_leader, timeout=8)
+    until(second.leadership.is_leader, timeout=4)
     until(lambda: second.terms == [2])
     until(lambda: first.leadership.state is State.STANDBY)
     assert second.leadership.is_leader()

@@ -1,12 +1,17 @@
 """A deploy from its lock on: what it was planned from still stands, and what it goes back to is what served before."""
 
 import base64
+import http.server
 import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import loopback, modules
 from tests.support.fake_engine import fake_engine
 from tests.support.operator import ROOT, checkout, tell
 
@@ -36,17 +41,48 @@ def config(record: dict[str, Any]) -> dict[str, Any]:
     return {"ID": f"config{record['number']}", "Version": {"Index": 1}, "Spec": {"Name": name, "Data": data}}
 
 
-class Deploy:
-    """deploy.yml with the image lyttle-ops:b, on a Swarm without nodes whose service runs the image `runs`."""
+@contextmanager
+def node(runs: Callable[[], str], bad: str) -> Iterator[tuple[str, int]]:
+    """Address and port of a node that runs the image that `runs` tells; the image `bad` serves nothing."""
 
-    def __init__(self, folder: Path, runs: str) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(502 if runs() == bad else 200)
+            if runs() != bad:
+                self.send_header("X-Lyttle-Task", f"task-{runs()}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    address = loopback.address()
+    port = loopback.port(address)
+    with http.server.ThreadingHTTPServer((address, port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield address, port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Deploy:
+    """deploy.yml with the image lyttle-ops:b, on a Swarm whose service runs the image `runs`: without nodes, or with
+    one, on which the image `bad` serves nothing."""
+
+    def __init__(self, folder: Path, runs: str, bad: str = "") -> None:
         self._folder = folder
+        self._bad = bad
+        self.stack_files = folder / "stack-files"  # those of the last `docker stack deploy`
         self._images = folder / "images"
         self._images.write_text(f"{runs}\n")
         self.configs: list[dict[str, Any]] = []
         docker = folder / "bin/docker"
         docker.parent.mkdir()
-        docker.write_text(f'#!/bin/sh\necho "$LYTTLE_IMAGE" >>{self._images}\n')
+        kept = f'for each; do [ ! -f "$each" ] || cat "$each"; done >{self.stack_files}'
+        docker.write_text(f'#!/bin/sh\n{kept}\necho "$LYTTLE_IMAGE" >>{self._images}\n')
         docker.chmod(0o755)
 
     @property
@@ -54,13 +90,26 @@ class Deploy:
         """What the service has run, one after the other."""
         return self._images.read_text().split()
 
-    def _service(self) -> dict[str, Any]:
-        template = {"ContainerSpec": {"Image": self.images[-1]}}
+    def specs(self, image: str) -> dict[str, str]:
+        """What the record of a release with this image says of the service."""
+        return {NODE: modules.load("lyttle_engine").spec_digest(self._service(image)["Spec"])}
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        task = {"NodeID": "id-n1", "DesiredState": "running", "Status": {"State": "running"}, "CreatedAt": "2026"}
+        spec = self._service()["Spec"]["TaskTemplate"]
+        return [{**task, "ID": f"task-{self.images[-1]}", "Spec": spec}] if self._bad else []
+
+    def _service(self, image: str = "") -> dict[str, Any]:
+        template = {"ContainerSpec": {"Image": image or self.images[-1]}}
         spec = {"Name": NODE, "TaskTemplate": template, "Mode": {"Global": {}}}
         return {"ID": "s1", "Spec": spec, "Version": {"Index": 1}, "UpdatedAt": "2026-01-02T03:04:05.6Z"}
 
     def run(self, known: dict[str, Any], **facts: object) -> tuple[int, str]:
         """Exit code and words, when `known` was the newest release while it was planned."""
+        with node(lambda: self.images[-1], self._bad) as (address, port):
+            return self._run(known, address, port, facts)
+
+    def _run(self, known: dict[str, Any], address: str, port: int, facts: dict[str, object]) -> tuple[int, str]:
         work, role = checkout(self._folder, ["n1"]), ROOT / "roles/stack"
         (work.folder / "roles").rmdir()
         (work.folder / "roles").symlink_to(ROOT / "roles")
@@ -82,15 +131,24 @@ class Deploy:
             [
                 tell(outcome="refused"),
                 {"ansible.builtin.set_fact": before},
-                {**deploy, "vars": {"stack_node_seconds": 1}},
+                {**deploy, "vars": {"stack_node_seconds": 20 if self._bad else 1, "stack_http_port": port}},
             ],
         )
         answers = {
             "/configs": self.configs,
             "/services": lambda: [self._service()],
             f"/services/{NODE}": self._service,
-            "/nodes": [],
-            "/tasks": [],
+            "/nodes": [
+                {
+                    "ID": "id-n1",
+                    "Description": {"Hostname": "n1"},
+                    "Status": {"State": "ready", "Addr": address},
+                    "Spec": {"Role": "manager", "Availability": "active"},
+                }
+            ]
+            if self._bad
+            else [],
+            "/tasks": self._tasks,
             "/secrets": [],
         }
         with fake_engine(self._folder / "docker.sock", answers) as host:
@@ -172,3 +230,30 @@ def test_an_image_that_was_put_back_and_is_there_again_was_put_there_by_hand(tmp
     deploy.configs += [config(known), config(release(2, "lyttle-ops:hand", result="failed", specs=known["specs"]))]
     _, told = deploy.run(known)
     assert deploy.images == ["lyttle-ops:hand", "lyttle-ops:b", "lyttle-ops:hand"], told
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "after one that was killed"])
+def test_the_old_version_serves_again_in_its_own_mode(tmp_path: Path, killed: bool) -> None:
+    deploy = Deploy(tmp_path, "lyttle-ops:b" if killed else "lyttle-ops:a", bad="lyttle-ops:b")
+    known = release(1, "lyttle-ops:a", specs=deploy.specs("lyttle-ops:a"))
+    deploy.configs.append(config(known))
+    if killed:
+        deploy.configs.append(config(release(2, "lyttle-ops:b", result="running", specs={})))
+    code, told = deploy.run(known, stack_wanted_mode={"kind": "global", "node": "n1"})
+    assert code == 4, told
+    assert "a serves again on n1" in told
+    assert deploy.images[-2:] == ["lyttle-ops:b", "lyttle-ops:a"]
+    assert "mode: global" in deploy.stack_files.read_text()
+    assert "node.hostname" not in deploy.stack_files.read_text()
+
+
+@pytest.mark.parametrize(("action", "code"), [("deploy", 1), ("by hand", 4)])
+def test_what_is_not_as_the_good_release_had_it_does_not_serve_again(tmp_path: Path, action: str, code: int) -> None:
+    deploy = Deploy(tmp_path, "lyttle-ops:a", bad="lyttle-ops:b")
+    known = release(1, "lyttle-ops:a", action=action, specs={NODE: "other settings"})
+    deploy.configs.append(config(known))
+    found, told = deploy.run(known)
+    assert found == code, told
+    # What somebody's hand gave the service stands in no record but for the image.
+    said = f"NOT back on every node (the settings of {NODE} differ from release 1"
+    assert (said in told) == (action == "deploy")

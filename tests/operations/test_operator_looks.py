@@ -80,6 +80,7 @@ def test_each_thing_that_is_wrong_is_a_sentence_and_the_exit_code_1(work: Checko
             certificate("a.test", "2020-01-02T03:04:05Z", "served on all nodes"),
             certificate("b.test", None, "not issued yet"),
             certificate("c.test", None, "failed 3 times", error="rateLimited: too many"),
+            certificate("e.test", None, "served by another certificate; the new one: failed once", error="caa"),
             certificate("d.test", "2999-01-02T03:04:05Z", "renewal failed once", error="caa: forbidden"),
         ],
         lock={"owner": "ann@desk", "reason": "new release", "expires_at": "2027-01-01T00:00:00Z"},
@@ -88,7 +89,7 @@ def test_each_thing_that_is_wrong_is_a_sentence_and_the_exit_code_1(work: Checko
     done = work.run("status")
     assert done.returncode == 1
     assert "lock     ann@desk (new release), until 2027-01-01T00:00:00Z" in done.stdout
-    assert done.stdout.splitlines()[-11:] == [
+    assert done.stdout.splitlines()[-12:] == [
         "n1: PostgreSQL cannot be used from there",
         "n1: its API does not answer: `docker service logs lyttlenginx_lyttlenginx` says why",
         "n2: the Swarm says down: is the machine on, does Docker run there?",
@@ -98,6 +99,7 @@ def test_each_thing_that_is_wrong_is_a_sentence_and_the_exit_code_1(work: Checko
         "a.test: the certificate expired at 2020-01-02T03:04:05Z: served on all nodes",
         "b.test: no certificate: not issued yet",
         "c.test: no certificate: failed 3 times: rateLimited: too many",
+        "e.test: served by another certificate; the new one: failed once: caa",
         "d.test: renewal failed once: caa: forbidden",
         "drift: the service runs another image: changed by hand",
     ]

@@ -97,6 +97,8 @@ def test_a_host_that_is_lost_in_the_middle_leaves_no_doubt_about_the_rest(work: 
     assert "Swarm goes on by itself with an update it has begun" in done.stderr
     document = json.loads(work.run("deploy", "--json").stdout)
     assert "the same command again goes on" in document["error"]["message"]
+    work.playbook("node_add", [tell(outcome="failed"), block])
+    assert "Swarm goes on" not in work.run("node", "add", "n2").stderr
 
 
 def test_json_is_one_document_on_standard_output_and_progress_goes_beside(work: Checkout) -> None:

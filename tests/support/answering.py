@@ -15,7 +15,8 @@ def answering(task: str, address: str) -> Iterator[int]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
-            self.send_header("X-Lyttle-Task", task)
+            if self.headers["Host"].startswith(address):  # under a domain's name its upstream would answer
+                self.send_header("X-Lyttle-Task", task)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

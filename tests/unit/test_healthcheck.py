@@ -251,10 +251,11 @@ def test_each_failure_is_one_line_whatever_the_reason_looks_like(instance: Insta
 def test_all_silent_takes_less_than_two_seconds(instance: Instance) -> None:
     instance.nginx.silent.set()
     instance.api.silent.set()
+    assert 2 * healthcheck.PATIENCE < 1.8
     started = time.monotonic()
     report = healthcheck.examine(instance.run_dir)
     assert not report.healthy
-    assert time.monotonic() - started < 5  # 2 × PATIENCE, which is below 1 s
+    assert time.monotonic() - started < 5  # the two, and what a busy machine takes
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def test_the_leaders_ledger_tells_why_a_certificate_is_missing_or_not_renewed() 
     leader["ledger"] = [
         row("a.example", "b.example", stage="renewal failed", error="caa"),
         row("a.example", "b.example", "c.example", state="failed", stage="failed once", error="dns"),
+        row("a.example", state="pending", stage="waits"),  # covered: nobody has to look
+        row("b.example", state="failed", stage="failed once", error="dns"),
         row("gone.example", wanted=False, error="dns"),
         row("late.example", state="failed", stage="expired"),
         row("waits.example", state="issuing", stage="being checked"),
@@ -46,6 +48,7 @@ def test_the_leaders_ledger_tells_why_a_certificate_is_missing_or_not_renewed() 
         (["a.example", "b.example"], "renewal failed", "caa", 2),
         (["late.example"], "expired", None, 1),
         (["a.example", "b.example", "c.example"], "failed once", "dns", 0),
+        (["b.example"], "served by another certificate; the new one: failed once", "dns", 0),
         (["waits.example"], "being checked", None, 0),
     ]
     assert all((each["not_after"] is None) == (each["installed"] == 0) for each in found)

@@ -131,3 +131,11 @@ def test_what_an_earlier_run_left_is_finished(run: Run) -> None:
     swarm, told = run("", {NAME: GLOBAL, TWIN: GLOBAL}, {(NAME, "global")})
     assert swarm.steps == []
     assert (told["failed"], told["changed"]) == (True, False)
+
+
+def test_on_the_way_back_to_every_node_no_pin_to_one_is_left(run: Run) -> None:
+    swarm, _ = run("replicated", {NAME: REPLICATED})
+    swarm._specs[NAME]["TaskTemplate"]["Placement"]["Constraints"].append("node.hostname == n1")
+    replacement = mode.Replacement({"docker_host": None, "service": NAME, "mode": {}, "lock_id": "", "lock_seconds": 1})
+    back = replacement._spec(swarm._specs[NAME], {"kind": "global"})
+    assert back["TaskTemplate"]["Placement"]["Constraints"] == ["node.labels.lyttle.edge == true"]

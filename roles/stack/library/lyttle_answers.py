@@ -82,7 +82,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.lyttle_proof import TIMEOUT, WELL_KNOWN, Ports, ask
+from ansible.module_utils.lyttle_proof import TIMEOUT, Ports, ask, who
 
 _AT_ONCE = 8
 _RANK = {"1xx": 0, "2xx": 0, "3xx": 0, "4xx": 1, "5xx": 2, "no answer": 3}
@@ -162,15 +162,23 @@ def addresses(name: str) -> set[str]:
 def whereto(names: list[str], old: str, port: int = 80) -> tuple[list[str], list[str]]:
     """(names that resolve to the old server, other names of which an address is answered by no node of ours).
 
-    A NAT hides which machine an address leads to; a node tells itself, under any name."""
+    A NAT hides which machine an address leads to; a node tells itself, asked by its address and not by a domain's name.
+    An address that this host has no route to (IPv6 on a host without) counts when a name has no other."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         known = dict(zip(names, pool.map(addresses, names), strict=True))
-        pointing = [name for name in names if known[name] & addresses(old)]
+        before = addresses(old)
+        pointing = [name for name in names if known[name] & before]
         others = [name for name in names if name not in pointing]
-        asked = {address: name for name in others for address in known[name]}
-        answers = pool.map(lambda each: ask(each[0], port, each[1], WELL_KNOWN), asked.items())
-        strange = {a for a, answer in zip(asked, answers, strict=True) if not answer.headers.get("x-lyttle-task")}
-    return pointing, [f"{name} ({min(known[name] & strange)})" for name in others if known[name] & strange]
+        asked = sorted({address for name in others for address in known[name]})
+        answers = dict(zip(asked, pool.map(lambda address: who(address, Ports(port)), asked), strict=True))
+    strange = {address for address, answer in answers.items() if not answer.headers.get("x-lyttle-task")}
+    routeless = {address for address in strange if "unreachable" in answers[address].detail}
+    told = []
+    for name in others:
+        counted = (known[name] & strange) - (routeless if known[name] - routeless else set())
+        if counted:
+            told.append(f"{name} ({min(counted)})")
+    return pointing, told
 
 
 def main() -> None:

@@ -150,6 +150,10 @@ class Replacement:
             return spec
         if mode["kind"] == "global":
             spec["Mode"] = {"Global": {}}
+            # The pin of a single replica whose change of mode was interrupted; the stack file has its own to give.
+            placement = spec["TaskTemplate"].setdefault("Placement", {})
+            pins = [c for c in placement.get("Constraints") or [] if not c.startswith("node.hostname ==")]
+            placement["Constraints"] = pins
             return spec
         replicas = int(mode.get("replicas") or 1)
         spec["Mode"] = {"Replicated": {"Replicas": replicas}}

@@ -131,7 +131,7 @@ from ansible.module_utils.lyttle_engine import (
 
 SUCCEEDED, FAILED, RUNNING, INTERRUPTED = "succeeded", "failed", "running", "interrupted"
 _BASELINE_BYTES = 100_000  # of a config's 500 kB
-_BASELINE_AGE = 3600  # seconds; upstreams change
+_BASELINE_AGE = 900  # seconds; upstreams change
 
 UNSHOWN = ("inputs", "id", "specs", "inputs_digest", "baseline")
 
@@ -182,26 +182,26 @@ def image_of(spec: dict[str, Any]) -> str:
     return str(spec["TaskTemplate"]["ContainerSpec"]["Image"])
 
 
-def since_good(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records after the newest good one, newest first."""
-    return list(itertools.takewhile(lambda record: record.get("result") != SUCCEEDED, everything))
+def unfinished(everything: list[dict[str, Any]], service: str) -> list[dict[str, Any]]:
+    """The records, newest first, of deploys since the good release was last there that did not put it back."""
+    good = ((newest_good(everything) or {}).get("specs") or {}).get(service)
+
+    def left(record: dict[str, Any]) -> bool:
+        ended_with = (record.get("specs") or {}).get(service)
+        return record.get("result") != SUCCEEDED and (good is None or ended_with != good)
+
+    return list(itertools.takewhile(left, everything))
 
 
 def left_by(everything: list[dict[str, Any]], image: str, service: str) -> dict[str, Any] | None:
-    """The newest record without success that deployed this image and did not put the good one back: then it was left
-    there, and put there by nobody's hand."""
-    good = ((newest_good(everything) or {}).get("specs") or {}).get(service)
-    for record in since_good(everything):
-        ended_with = (record.get("specs") or {}).get(service)
-        if record.get("image") == image and (good is None or ended_with != good):
-            return record
-    return None
+    """The newest of them that deployed this image: it was left there, and put there by nobody's hand."""
+    return next((record for record in unfinished(everything, service) if record.get("image") == image), None)
 
 
-def answers_before(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What nodes answered before the first deploy since the good one, while that was a short time ago: those that run
-    what it left are no measure any more."""
-    for record in reversed(since_good(everything)):
+def answers_before(everything: list[dict[str, Any]], service: str) -> list[dict[str, Any]]:
+    """What nodes answered before the first of them, while that was a short time ago: nodes that run what they left are
+    no measure any more."""
+    for record in reversed(unfinished(everything, service)):
         kept = record.get("baseline")
         if kept:
             started = calendar.timegm(time.strptime(record["started_at"], "%Y-%m-%dT%H:%M:%SZ"))
@@ -419,7 +419,7 @@ def main() -> None:
                 first=newest is None,
                 live_mode=mode_of(service["Spec"]) if service else "",
                 left=bool(left),
-                before=answers_before(everything) if left else [],
+                before=answers_before(everything, options["service"]) if left else [],
                 unchanged=newest is not None and not told and same(newest, options["record"]),
             )
         wanted = find(everything, options["to"])

@@ -206,8 +206,12 @@ class Rollout:
             here = [t for t in tasks if t.get("NodeID") == node["id"]]
             running = next((t for t in here if t["Status"]["State"] == "running"), None)
             answers = proof.baseline(node["address"], self._ports, self._options["domains"]) if running else {}
-            answers.update({url: was for url, was in self._before(node["id"]).items() if url in answers})
-            nodes.append({**node, "task": running and running["ID"], "answers": answers})
+            # A node that runs what an interrupted deploy left is no measure of what it should answer.
+            before = self._before(node["id"])
+            measure = not (before and current_task(tasks, service, node["id"]))
+            if not measure:
+                answers.update({url: was for url, was in before.items() if url in answers})
+            nodes.append({**node, "task": running and running["ID"], "answers": answers, "measure": measure})
         return {"nodes": nodes, "image": service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]}
 
     def next(self) -> dict[str, Any]:
@@ -276,16 +280,11 @@ class Rollout:
 
     def _control(self, node: dict[str, Any], nodes: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> str | None:
         """The address of a node to compare with: one that is proven, else one that still runs the old task."""
-        known = {n["id"]: n.get("task") for n in self._options["baseline"]}
+        known = {n["id"]: n.get("task") for n in self._options["baseline"] if n.get("measure", True)}
         running = {t["ID"] for t in tasks if t["Status"]["State"] == "running" and t["DesiredState"] == "running"}
         others = [n for n in nodes if n["id"] != node["id"]]
         proven = [n["address"] for n in others if n["id"] in self._options["proven"]]
-        service = self._service()
-        old = [
-            n["address"]
-            for n in others
-            if known.get(n["id"]) in running and current_task(tasks, service, n["id"]) is None
-        ]
+        old = [n["address"] for n in others if known.get(n["id"]) in running]
         return next(iter(proven + old), None)
 
     def _put_back(self) -> bool:
@@ -392,7 +391,8 @@ class Rollout:
         while True:
             self._tick()
             service, tasks = self._service(), self._engine.tasks(self._name)
-            left = [node for node in self._nodes(service) if node["id"] not in [n["id"] for n in done]]
+            nodes = self._nodes(service)
+            left = [node for node in nodes if node["id"] not in [n["id"] for n in done]]
             if done and not left and _state(service) not in _BUSY:
                 return {"outcome": "proved", "reason": "", "nodes": done, "failures": bad}
             if time.monotonic() > deadline:
@@ -406,7 +406,8 @@ class Rollout:
                     reasons.append(self._instead(node, tasks))
                     continue
                 others = {t["ID"] for t in tasks if t.get("NodeID") == node["id"]} - {task["ID"]}
-                result = proof.prove(node["address"], self._ports, task["ID"], others, before, 10, None, self._tick)
+                beside = next((n["address"] for n in nodes if n["id"] != node["id"]), None)
+                result = proof.prove(node["address"], self._ports, task["ID"], others, before, 10, beside, self._tick)
                 bad += result.failures
                 if result.ok:
                     done.append({key: node[key] for key in ("id", "hostname", "address")})

@@ -157,10 +157,13 @@ def about_certificates(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     unserved: dict[str, Any] = {"not_after": None, "installed": 0, "nodes": len(said)}
+    served = {name for each in found for name in each["domains"]}
     for names, row in sorted(ledger.items()):
-        if names not in newest:
-            found.append({"domains": row["domains"], "stage": row["stage"], "error": row["error"], **unserved})
-    known = {name for each in found for name in each["domains"]}
+        covered = set(row["domains"]) <= served  # by a certificate for other names, until this one is there
+        if names not in newest and (row["error"] or not covered):
+            stage = f"served by another certificate; the new one: {row['stage']}" if covered else row["stage"]
+            found.append({"domains": row["domains"], "stage": stage, "error": row["error"], **unserved})
+    known = served | {name for each in found for name in each["domains"]}
     wanted = {entry["domain"] for each in said for entry in each.get("domains", []) if entry.get("ssl_wanted")}
     for name in sorted(wanted):
         if name not in known and f"*.{name.partition('.')[2]}" not in known:

@@ -273,6 +273,8 @@ def spec_digest(spec: dict[str, Any]) -> str:
     spec = json.loads(json.dumps(spec))
     template = spec.get("TaskTemplate") or {}
     (template.get("ContainerSpec") or {}).pop("PullOptions", None)
+    # `docker service update --image` writes down what the image runs on; our stack files do not.
+    (template.get("Placement") or {}).pop("Platforms", None)
     if "ForceUpdate" in template:
         template["ForceUpdate"] = 0  # `docker service update --force` counts there, and runs the same
     # `docker stack deploy` sets it after the image that was asked for; the image itself is compared.
