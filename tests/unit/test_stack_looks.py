@@ -8,7 +8,7 @@ import pytest
 from tests.support import loopback, modules
 from tests.support.answering import answering
 
-status, answers, tasks = (modules.load(f"lyttle_{name}") for name in ("status", "answers", "tasks"))
+status, answers, tasks, proof = (modules.load(f"lyttle_{name}") for name in ("status", "answers", "tasks", "proof"))
 
 PLAIN = {"domain": "plain.example", "ssl": False, "ssl_wanted": False}
 WAITS = {"domain": "waits.example", "ssl": False, "ssl_wanted": True}
@@ -84,7 +84,18 @@ def test_a_domain_points_to_the_old_server_by_any_of_its_names_or_to_no_node(mon
     names = [name for name in zone if name != "old.example"]
     with answering("task", node) as port:
         for old in ("old.example", "192.0.2.1"):
-            assert answers.whereto(names, old, port) == (["stays.example"], [f"nat.example ({stranger})"])
+            told = answers.whereto(names, old, port)
+            assert told == (["stays.example"], [f"nat.example ({stranger})"], [])
+
+
+def test_an_address_without_a_route_from_here_counts_when_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = {"both.example": {"2001:db8::1", "192.0.2.2"}, "six.example": {"2001:db8::1"}}
+    said = {"192.0.2.2": ("2xx", "200", {"x-lyttle-task": "t"}),
+            "2001:db8::1": ("no answer", "OSError: [Errno 101] Network is unreachable", {})}  # fmt: skip
+    monkeypatch.setattr(answers, "addresses", lambda name: zone.get(name, {name}))
+    monkeypatch.setattr(answers, "who", lambda address, _: proof.Answer(*said[address]))
+    told = answers.whereto(list(zone), "192.0.2.1")
+    assert told == ([], ["six.example (2001:db8::1)"], ["both.example: 2001:db8::1 cannot be asked from here"])
 
 
 def test_names_and_addresses_are_resolved() -> None:

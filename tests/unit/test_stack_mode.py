@@ -139,3 +139,5 @@ def test_on_the_way_back_to_every_node_no_pin_to_one_is_left(run: Run) -> None:
     replacement = mode.Replacement({"docker_host": None, "service": NAME, "mode": {}, "lock_id": "", "lock_seconds": 1})
     back = replacement._spec(swarm._specs[NAME], {"kind": "global"})
     assert back["TaskTemplate"]["Placement"]["Constraints"] == ["node.labels.lyttle.edge == true"]
+    one = replacement._spec(swarm._specs[NAME], {"kind": "global", "node": "n2"})
+    assert one["TaskTemplate"]["Placement"]["Constraints"][1:] == ["node.hostname == n2"]

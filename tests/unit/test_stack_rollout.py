@@ -214,13 +214,16 @@ def test_nothing_is_back_when_no_node_was_seen(run: Run) -> None:
 def test_a_node_that_runs_what_an_interrupted_deploy_left_is_measured_by_what_it_answered_before(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = {"http://a/": "5xx", "http://b/": "2xx"}
+    now = {"http://a/": "5xx"}  # b gave no answer in time
     monkeypatch.setattr(rollout.proof, "baseline", lambda *_: dict(now))
-    tasks = [task("n1", NEW), task("n2", OLD)]
-    before = [{"id": f"id-{name}", "answers": {"http://a/": "2xx", "http://gone/": "2xx"}} for name in ("n1", "n2")]
-    swarm = Swarm([node("n1"), node("n2")], (service(), tasks))
-    n1, n2 = run(swarm, "baseline", domains=[], baseline=before)["nodes"]
+    was = {"http://a/": "2xx", "http://b/": "2xx", "http://gone/": "2xx"}
+    tasks = [task("n1", NEW), task("n2", OLD), task("n3", "left by the deploy before")]
+    before = [{"id": f"id-{name}", "task": f"task-{name}-{OLD}-running", "answers": was} for name in ("n1", "n2", "n3")]
+    swarm = Swarm([node("n1"), node("n2"), node("n3")], (service(), tasks))
+    domains = [{"domain": "a"}, {"domain": "b"}]
+    n1, n2, n3 = run(swarm, "baseline", domains=domains, baseline=before)["nodes"]
     assert (n1["answers"], n1["measure"]) == ({"http://a/": "2xx", "http://b/": "2xx"}, False)
     assert (n2["answers"], n2["measure"]) == (now, True)
-    n1, _ = run(swarm, "baseline", domains=[])["nodes"]
+    assert (n3["answers"], n3["measure"]) == ({"http://a/": "2xx", "http://b/": "2xx"}, False)
+    n1, *_ = run(swarm, "baseline", domains=domains)["nodes"]
     assert (n1["answers"], n1["measure"]) == (now, True)

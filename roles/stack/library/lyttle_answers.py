@@ -85,6 +85,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.lyttle_proof import TIMEOUT, Ports, ask, who
 
 _AT_ONCE = 8
+_ROUTELESS = ("unreachable", "Cannot assign requested address", "Address family not supported")
 _RANK = {"1xx": 0, "2xx": 0, "3xx": 0, "4xx": 1, "5xx": 2, "no answer": 3}
 
 
@@ -159,11 +160,11 @@ def addresses(name: str) -> set[str]:
         return set()
 
 
-def whereto(names: list[str], old: str, port: int = 80) -> tuple[list[str], list[str]]:
-    """(names that resolve to the old server, other names of which an address is answered by no node of ours).
+def whereto(names: list[str], old: str, port: int = 80) -> tuple[list[str], list[str], list[str]]:
+    """(names that resolve to the old server, other names of which an address is answered by no node of ours, notes).
 
     A NAT hides which machine an address leads to; a node tells itself, asked by its address and not by a domain's name.
-    An address that this host has no route to (IPv6 on a host without) counts when a name has no other."""
+    An address that cannot be asked from here (IPv6 on a host without) counts when a name has no other."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         known = dict(zip(names, pool.map(addresses, names), strict=True))
         before = addresses(old)
@@ -172,13 +173,15 @@ def whereto(names: list[str], old: str, port: int = 80) -> tuple[list[str], list
         asked = sorted({address for name in others for address in known[name]})
         answers = dict(zip(asked, pool.map(lambda address: who(address, Ports(port)), asked), strict=True))
     strange = {address for address, answer in answers.items() if not answer.headers.get("x-lyttle-task")}
-    routeless = {address for address in strange if "unreachable" in answers[address].detail}
-    told = []
+    routeless = {a for a in strange if any(words in answers[a].detail for words in _ROUTELESS)}
+    told, notes = [], []
     for name in others:
         counted = (known[name] & strange) - (routeless if known[name] - routeless else set())
         if counted:
             told.append(f"{name} ({min(counted)})")
-    return pointing, told
+        skipped = (known[name] & strange) - counted
+        notes += [f"{name}: {address} cannot be asked from here" for address in sorted(skipped)]
+    return pointing, told, notes
 
 
 def main() -> None:
@@ -204,13 +207,13 @@ def main() -> None:
     wanted = [(node, name, tls) for name, tls in asked for node in nodes]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(lambda each: compare(old, *each), wanted))
-    pointing, elsewhere = whereto(names, options["old"])
+    pointing, elsewhere, unasked = whereto(names, options["old"])
     if found and not any(answered for _, _, answered in found):
         module.fail_json(msg=f"{old.name} answers for no domain at {old.address}, so nothing can be compared with it")
     module.exit_json(
         changed=False,
         problems=[line for problems, _, _ in found for line in problems],
-        notes=[line for _, notes, _ in found for line in notes],
+        notes=[line for _, notes, _ in found for line in notes] + unasked,
         compared=len(wanted),
         pointing=pointing,
         elsewhere=elsewhere,

@@ -153,7 +153,7 @@ class Replacement:
             # The pin of a single replica whose change of mode was interrupted; the stack file has its own to give.
             placement = spec["TaskTemplate"].setdefault("Placement", {})
             pins = [c for c in placement.get("Constraints") or [] if not c.startswith("node.hostname ==")]
-            placement["Constraints"] = pins
+            placement["Constraints"] = pins + ([f"node.hostname == {mode['node']}"] if mode.get("node") else [])
             return spec
         replicas = int(mode.get("replicas") or 1)
         spec["Mode"] = {"Replicated": {"Replicas": replicas}}

@@ -110,6 +110,10 @@ node:
   description: The node's host name, address, time and counts.
   type: dict
   returned: next
+notes:
+  description: What was as bad on another node, and so was not held against one.
+  type: list
+  returned: settle
 nodes:
   description: The nodes with what they answered.
   type: list
@@ -201,16 +205,17 @@ class Rollout:
         if service is None:
             return {"nodes": [], "image": ""}
         tasks, nodes = self._engine.tasks(self._name), []
+        asked = {proof.key(target) for target in proof.targets(self._options["domains"])}
         for node in self._nodes(service):
             self._tick()
             here = [t for t in tasks if t.get("NodeID") == node["id"]]
             running = next((t for t in here if t["Status"]["State"] == "running"), None)
             answers = proof.baseline(node["address"], self._ports, self._options["domains"]) if running else {}
             # A node that runs what an interrupted deploy left is no measure of what it should answer.
-            before = self._before(node["id"])
-            measure = not (before and current_task(tasks, service, node["id"]))
-            if not measure:
-                answers.update({url: was for url, was in before.items() if url in answers})
+            before = next((known for known in self._options["baseline"] if known["id"] == node["id"]), None)
+            measure = before is None or bool(running and running["ID"] == before.get("task"))
+            if before and not measure:
+                answers.update({url: was for url, was in before["answers"].items() if url in asked})
             nodes.append({**node, "task": running and running["ID"], "answers": answers, "measure": measure})
         return {"nodes": nodes, "image": service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]}
 
@@ -387,14 +392,14 @@ class Rollout:
     def settle(self) -> dict[str, Any]:
         """Wait until every node serves what the service says; count what goes wrong meanwhile."""
         deadline = time.monotonic() + self._options["node_seconds"]
-        bad, done, reasons = 0, [], []
+        bad, done, reasons, notes = 0, [], [], list[str]()
         while True:
             self._tick()
             service, tasks = self._service(), self._engine.tasks(self._name)
             nodes = self._nodes(service)
             left = [node for node in nodes if node["id"] not in [n["id"] for n in done]]
             if done and not left and _state(service) not in _BUSY:
-                return {"outcome": "proved", "reason": "", "nodes": done, "failures": bad}
+                return {"outcome": "proved", "reason": "", "nodes": done, "failures": bad, "notes": notes}
             if time.monotonic() > deadline:
                 return {"outcome": "late", "reason": self._known(service, reasons), "nodes": done, "failures": bad}
             reasons = []
@@ -406,9 +411,11 @@ class Rollout:
                     reasons.append(self._instead(node, tasks))
                     continue
                 others = {t["ID"] for t in tasks if t.get("NodeID") == node["id"]} - {task["ID"]}
-                beside = next((n["address"] for n in nodes if n["id"] != node["id"]), None)
+                others_back = [n for n in nodes if n["id"] != node["id"] and current_task(tasks, service, n["id"])]
+                beside = next((n["address"] for n in others_back), None)
                 result = proof.prove(node["address"], self._ports, task["ID"], others, before, 10, beside, self._tick)
                 bad += result.failures
+                notes += [note for note in result.notes if note not in notes]
                 if result.ok:
                     done.append({key: node[key] for key in ("id", "hostname", "address")})
                 else:

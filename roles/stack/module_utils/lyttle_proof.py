@@ -197,17 +197,23 @@ def _compare(
                 break
             failures += 1
         else:
-            if control and _worse(_ask_target(control, ports, target), was):
+            assert answer is not None
+            if control and all(_upstream(each, was) for each in (answer, _ask_target(control, ports, target))):
                 notes.append(f"{url} is worse than before on every node: its upstream is in trouble")
                 failures -= 3
                 continue
-            assert answer is not None
             return f"{url} answered {was} before and {answer.detail} now", notes, requests + retries, retries, failures
     return "", notes, requests + retries, retries, failures
 
 
 def _worse(answer: Answer, was: str) -> bool:
     return _RANK.get(answer.kind, 3) > _RANK.get(was, 3)
+
+
+def _upstream(answer: Answer, was: str) -> bool:
+    """Whether an upstream in trouble may be why an answer is worse: NGINX says 5xx then, or waits with us. A refused
+    connection or a broken handshake is its own."""
+    return _worse(answer, was) and (answer.kind != "no answer" or "imeout" in answer.detail)
 
 
 def count_bad(address: str, ports: Ports, before: dict[str, str]) -> int:
