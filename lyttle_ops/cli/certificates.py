@@ -34,8 +34,11 @@ def list_(as_json: bool) -> None:
         return
     print_columns(("certificate", "until (UTC)", "state", "stage"), map(_row, found))
     for each in found:
-        if each.last_error:
-            click.echo(f"{', '.join(each.domains)}: {each.last_error}")
+        if each.last_error and each.last_error_at:
+            click.echo(
+                f"\n{', '.join(each.domains)}: the last try failed at {each.last_error_at:%Y-%m-%d %H:%M:%S} UTC"
+            )
+            click.echo(f"  {each.last_error}")
 
 
 @certificates.command()
@@ -59,6 +62,7 @@ def renew(domains: tuple[str, ...], all_: bool) -> None:
         if unknown:
             raise CertificateNotWanted(
                 f"nothing was asked for: no enabled entry with ssl wants a certificate for {', '.join(unknown)}"
+                "; `lyttle-ops certificates list` shows those that are wanted"
             )
         for each in found:
             if each.wanted and (all_ or names & set(each.domains)):
@@ -80,6 +84,7 @@ def _document(each: CertificateView) -> dict[str, Any]:
         "wanted": each.wanted,
         "not_after": each.not_after.isoformat() if each.not_after else None,
         "error": each.last_error,
+        "error_at": each.last_error_at.isoformat() if each.last_error_at else None,
         "next_try_at": each.next_try_at.isoformat() if each.next_try_at else None,
         "installed": each.installed.nodes,
         "nodes": each.installed.of,

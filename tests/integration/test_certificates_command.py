@@ -52,7 +52,9 @@ def test_the_list_tells_the_stage_and_the_cas_words(run: Command, ledger: dict[s
                                                        "unwanted.example.com"]  # fmt: skip
     assert "failed 2 times, next try at " in lines[2]
     assert "not wanted by any enabled entry" in lines[3]
-    assert lines[4:] == ["refused.example.com: caa: forbidden"]
+    assert lines[4] == ""
+    assert lines[5].startswith("refused.example.com: the last try failed at 20")
+    assert lines[6:] == ["  caa: forbidden"]
 
     good, refused, unwanted = json.loads(run("certificates", "list", "--json").stdout)["certificates"]
     assert (good["domains"], good["state"], good["wanted"]) == (["good.example.com"], "issued", True)
