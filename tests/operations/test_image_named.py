@@ -43,7 +43,10 @@ def test_an_image_is_named_or_built(work: Checkout, variables: str, code: int) -
 def test_site_asks_for_the_image_first_where_it_will_need_one(
     work: Checkout, arguments: tuple[str, ...], code: int
 ) -> None:
-    first, *_ = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
-    done, said = work.play([{**first, "hosts": "n1", "gather_facts": False, "tasks": first["tasks"][1:]}], *arguments)
+    plays = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    (play,) = [each for each in plays if each["name"] == "Learn the hosts"]
+    asks = [task for task in play["tasks"] if task["name"] == "Assert that an image is named"]
+    assert asks
+    done, said = work.play([{**play, "hosts": "n1", "gather_facts": False, "tasks": asks}], *arguments)
     assert done == code, said
     assert ("Say what to deploy" in said) == (code != 0)

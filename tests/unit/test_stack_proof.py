@@ -112,6 +112,29 @@ def test_a_site_that_is_as_bad_on_another_node_is_its_upstreams_fault() -> None:
     assert result.failures == 0
 
 
+@pytest.mark.parametrize(
+    ("detail", "forgiven"),
+    [
+        ("TimeoutError: timed out", True),
+        ("IncompleteRead: IncompleteRead(5 bytes read)", True),
+        (
+            "SSLError: [SSL: TLSV1_UNRECOGNIZED_NAME] tlsv1 unrecognized name (_ssl.c:1006)",
+            True,
+        ),  # taken away meanwhile
+        ("SSLError: [SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] sslv3 alert handshake failure (_ssl.c:1006)", False),
+        ("ConnectionRefusedError: [Errno 111] Connection refused", False),
+    ],
+)
+def test_no_answer_on_every_node_is_this_versions_fault_unless_it_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, detail: str, forgiven: bool
+) -> None:
+    silence = proof.Answer("no answer", detail, {})
+    with node(lambda: (200, NEW), lambda: 200) as (address, ports):
+        monkeypatch.setattr(proof, "_ask_target", lambda *_: silence)
+        result = prove(address, ports, {"https://shop.example/": "2xx"}, control=address)
+    assert result.ok is forgiven
+
+
 def test_a_site_that_was_bad_before_may_stay_bad() -> None:
     with node(lambda: (200, NEW), lambda: 503) as (address, ports):
         before = proof.baseline(address, ports, DOMAINS[:1])

@@ -211,9 +211,12 @@ def _worse(answer: Answer, was: str) -> bool:
 
 
 def _upstream(answer: Answer, was: str) -> bool:
-    """Whether an upstream in trouble may be why an answer is worse: NGINX says 5xx then, or waits with us. A refused
-    connection or a broken handshake is its own."""
-    return _worse(answer, was) and (answer.kind != "no answer" or "imeout" in answer.detail)
+    """Whether something beside this version may be why an answer is worse. An upstream in trouble: NGINX says 5xx then,
+    waits with us, or breaks off. An entry that was taken away meanwhile: NGINX knows no such name (TLS alert 112, RFC
+    6066 3). A refused connection or another broken handshake is the node's own."""
+    said = answer.detail.replace("_", " ").lower()
+    others = ("timeout", "timed out", "incompleteread", "unrecognized name")
+    return _worse(answer, was) and (answer.kind != "no answer" or any(words in said for words in others))
 
 
 def count_bad(address: str, ports: Ports, before: dict[str, str]) -> int:
