@@ -2,14 +2,24 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pytest
 import requests
 
 from lyttle_ops.local import processes
 from tests.support import wait
-from tests.support.local import LocalCommand
+from tests.support.local import LocalCommand, local_command
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCommand]:
+    """Three nodes that are ready, on addresses of their own; stopped and removed after the module's tests."""
+    with local_command() as command:
+        command.do("up", "--detach")
+        yield command
 
 
 def test_status_says_where_everything_is(cluster: LocalCommand) -> None:
