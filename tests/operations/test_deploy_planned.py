@@ -1,17 +1,14 @@
 """A deploy from its lock on: what it was planned from still stands, and what it goes back to is what served before."""
 
 import base64
-import http.server
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import loopback, modules
+from tests.support.answering import answering
 from tests.support.fake_engine import fake_engine
 from tests.support.operator import ROOT, checkout, tell
 
@@ -39,33 +36,6 @@ def config(record: dict[str, Any]) -> dict[str, Any]:
     data = base64.b64encode(json.dumps(record).encode()).decode()
     name = f"lyttlenginx_release_{record['number']}"
     return {"ID": f"config{record['number']}", "Version": {"Index": 1}, "Spec": {"Name": name, "Data": data}}
-
-
-@contextmanager
-def node(runs: Callable[[], str], bad: str) -> Iterator[tuple[str, int]]:
-    """Address and port of a node that runs the image that `runs` tells; the image `bad` serves nothing."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(502 if runs() == bad else 200)
-            if runs() != bad:
-                self.send_header("X-Lyttle-Task", f"task-{runs()}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    address = loopback.address()
-    port = loopback.port(address)
-    with http.server.ThreadingHTTPServer((address, port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield address, port
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Deploy:
@@ -106,7 +76,8 @@ class Deploy:
 
     def run(self, known: dict[str, Any], **facts: object) -> tuple[int, str]:
         """Exit code and words, when `known` was the newest release while it was planned."""
-        with node(lambda: self.images[-1], self._bad) as (address, port):
+        address = loopback.address()
+        with answering(lambda: "" if self.images[-1] == self._bad else f"task-{self.images[-1]}", address) as port:
             return self._run(known, address, port, facts)
 
     def _run(self, known: dict[str, Any], address: str, port: int, facts: dict[str, object]) -> tuple[int, str]:
